@@ -1,0 +1,98 @@
+/**
+ * Every error that quorate hands to a caller. One class per decision that the caller takes; `code` is stable, messages are not.
+ *
+ * | class | decision |
+ * |---|---|
+ * | InvalidArgumentError | fix the call |
+ * | ConditionFailedError | read again, then decide |
+ * | UnavailableError | nothing was done: try again later |
+ * | OverloadedError | nothing was done: slow down, then try again |
+ * | OutcomeUnknownError | the write may or may not have been done: read to find out |
+ * | ClosedError | stop using this object |
+ * | RefusedError | the other side, or a folder, belongs to something else: fix the deployment |
+ * | CorruptionError | stored bytes are damaged: stop, heal from a peer or a backup |
+ */
+
+/** Options that every quorate error takes. */
+export interface QuorateErrorOptions {
+  /** What led to this error. */
+  cause?: unknown
+}
+
+/** Base of all errors of this package: a stable `code`, the `cause`, and whether the same call may succeed later. */
+export class QuorateError extends Error {
+  /** Stable, SCREAMING_SNAKE; safe to switch on. */
+  readonly code: string
+  /** True when the same call, unchanged, may succeed later. */
+  readonly retryable: boolean
+
+  constructor(code: string, message: string, retryable: boolean, options?: QuorateErrorOptions) {
+    super(message, options)
+    this.name = new.target.name
+    this.code = code
+    this.retryable = retryable
+  }
+}
+
+/** A wrong argument or one over a limit; nothing was sent. Codes: `INVALID_ARGUMENT`, `KEY_TOO_LARGE`, `VALUE_TOO_LARGE`, `EMPTY_KEY`, … */
+export class InvalidArgumentError extends QuorateError {
+  constructor(message: string, code = 'INVALID_ARGUMENT', options?: QuorateErrorOptions) {
+    super(code, message, false, options)
+  }
+}
+
+/** A condition of the write (`ifVersion`, `ifRevision`) did not hold; nothing was changed. Code `CONDITION_FAILED`. */
+export class ConditionFailedError extends QuorateError {
+  /** The version that the key has now; 0 when it is absent. */
+  readonly actualVersion: number
+  /** The revision of the key's last write; 0 when it is absent. */
+  readonly actualRevision: number
+
+  constructor(message: string, actualVersion: number, actualRevision: number, options?: QuorateErrorOptions) {
+    super('CONDITION_FAILED', message, false, options)
+    this.actualVersion = actualVersion
+    this.actualRevision = actualRevision
+  }
+}
+
+/** The cluster could not do it in time, and certainly did not do it. Codes: `UNAVAILABLE`, `TIMEOUT`. */
+export class UnavailableError extends QuorateError {
+  constructor(message: string, code = 'UNAVAILABLE', options?: QuorateErrorOptions) {
+    super(code, message, true, options)
+  }
+}
+
+/** A bounded queue is full; nothing was done. Code `OVERLOADED`. */
+export class OverloadedError extends QuorateError {
+  constructor(message: string, options?: QuorateErrorOptions) {
+    super('OVERLOADED', message, true, options)
+  }
+}
+
+/** The deadline or signal ended first, and the write may or may not have happened or may yet happen. Code `OUTCOME_UNKNOWN`. */
+export class OutcomeUnknownError extends QuorateError {
+  constructor(message: string, options?: QuorateErrorOptions) {
+    super('OUTCOME_UNKNOWN', message, false, options)
+  }
+}
+
+/** The node, transport or handle was closed. Code `CLOSED`. */
+export class ClosedError extends QuorateError {
+  constructor(message: string, options?: QuorateErrorOptions) {
+    super('CLOSED', message, false, options)
+  }
+}
+
+/** Something belongs to another cluster, node or version. Codes: `WRONG_CLUSTER`, `WRONG_NODE`, `WRONG_PROTOCOL`, `WRONG_FOLDER`. */
+export class RefusedError extends QuorateError {
+  constructor(code: string, message: string, options?: QuorateErrorOptions) {
+    super(code, message, false, options)
+  }
+}
+
+/** Stored or received bytes are damaged. Codes: `CORRUPTION`, `MALFORMED`. */
+export class CorruptionError extends QuorateError {
+  constructor(message: string, code = 'CORRUPTION', options?: QuorateErrorOptions) {
+    super(code, message, false, options)
+  }
+}

@@ -1,0 +1,37 @@
+/**
+ * The only door to time, chance and the event loop. Everything above `src/base` takes a Runtime instead of calling
+ * `Date`, `Math.random`, `setTimeout` or `setImmediate`, so that a simulator can own them all.
+ */
+import { randomBytes } from 'node:crypto'
+import { performance } from 'node:perf_hooks'
+
+/** Stops a scheduled task; calling it again, or after the task ran, does nothing. */
+export type Cancel = () => void
+
+export interface Runtime {
+  /** Monotonic milliseconds, fractions included; only differences mean anything. */
+  nowMs(): number
+  /** Uniform in [0, 1). */
+  random(): number
+  /** Fresh unpredictable bytes, for ids. */
+  randomBytes(length: number): Uint8Array
+  /** Runs the task after the current turn of the event loop: what a turn produces can be coalesced then. */
+  defer(task: () => void): void
+  /** Runs the task once, no earlier than `delayMs` from now. */
+  schedule(delayMs: number, task: () => void): Cancel
+}
+
+/** The real clock, random source and event loop. Timers keep no process alive by themselves. */
+export const systemRuntime: Runtime = {
+  nowMs: () => performance.now(),
+  random: () => Math.random(),
+  randomBytes: (length) => new Uint8Array(randomBytes(length)),
+  defer: (task) => {
+    setImmediate(task)
+  },
+  schedule: (delayMs, task) => {
+    const timer = setTimeout(task, delayMs)
+    timer.unref()
+    return () => clearTimeout(timer)
+  },
+}
