@@ -4,7 +4,7 @@
  *   chunk:     session u32 | stream varint | index varint | count varint | channel u8 | data
  *   chunk ack: session u32 | stream varint | state u8 | contiguous varint | received varint
  *
- * Invariants: 1. every chunk of a message but the last has the same size; 2. at most `windowBytes` of a message, and `activeStreams` messages, are under way
+ * Invariants: 1. every chunk of a message but the last has the same size; 2. at most `windowBytes`, of at most `activeStreams` messages, are under way
  * to a peer unacknowledged; 3. the receiver allocates nothing by a length from outside: it keeps the chunks that came, and joins them once; 4. what it keeps
  * of one peer is bounded in bytes, streams and time; 5. a message is delivered at most once per stream while its stream is remembered.
  */
@@ -14,9 +14,10 @@ import { type FrameBuilder, type FrameReader, SystemChannel, varintBytes } from 
 import type { MessengerCounters } from './messenger-counters.js'
 import type { Peer } from './peer.js'
 
-/** Chunk data is at most so long: what a control message may have to wait behind in a frame. */
+/** Chunk data is at most so long. */
 const chunkBytes = 64 * 1024
-const windowBytes = 512 * 1024
+/** Under way to a peer without an acknowledgement: what a control message may have to wait behind in the transport's queue. */
+const windowBytes = 1024 * 1024
 const activeStreams = 4
 const maxIncomingStreams = 64
 const rememberedStreams = 64
@@ -24,6 +25,8 @@ const firstResendMs = 250
 const lastResendMs = 2000
 /** Resends without any progress before a message is given up. */
 const maxResends = 10
+/** After so many the receiver is taken to have forgotten the message, by a restart or by time: it begins anew. */
+const resendsBeforeRestart = 4
 /** Memory charged per kept chunk on top of its data. */
 const chunkCostBytes = 64
 
@@ -36,6 +39,8 @@ export interface BulkOptions {
   readonly maxMessageBytes: number
   readonly maxQueueBytes: number
   readonly maxReassemblyBytes: number
+  /** Shared by all peers. */
+  readonly reassembly: { bytes: number; readonly maxBytes: number }
   readonly reassemblyTimeoutMs: number
   readonly begin: (peer: Peer, channel: number, bodyBytes: number) => FrameBuilder | null
   /** Asks for a turn of this peer. */
@@ -117,15 +122,22 @@ export class OutgoingStreams {
   /** Writes chunks of the active messages in turn, up to the budget. True when more could be written at once. */
   pump(budgetBytes: number): boolean {
     let left = budgetBytes
-    const windowChunks = Math.max(2, Math.floor(windowBytes / this.#chunkBytes))
+    const active: OutgoingStream[] = []
+    let inFlight = 0
+    for (const stream of this.#streams.values()) {
+      if (active.length === activeStreams) break
+      active.push(stream)
+      inFlight += stream.next - stream.contiguous
+    }
+    const windowChunks = Math.max(activeStreams, Math.floor(windowBytes / this.#chunkBytes))
     for (let wrote = true; wrote; ) {
       wrote = false
-      let active = 0
-      for (const stream of this.#streams.values()) {
-        if (active++ === activeStreams) break
-        if (stream.next >= stream.count || stream.next - stream.contiguous >= windowChunks) continue
+      for (const stream of active) {
+        if (stream.next >= stream.count) continue
+        if (inFlight >= windowChunks) return false
         if (left <= 0) return true
         left -= this.#write(stream, stream.next++)
+        inFlight++
         wrote = true
       }
     }
@@ -161,6 +173,7 @@ export class OutgoingStreams {
       return
     }
     this.#options.counters.chunksResent += stream.next - stream.contiguous
+    if (stream.resends === resendsBeforeRestart) stream.contiguous = 0
     stream.next = stream.contiguous
     stream.filledHole = -1
     this.#await(stream)
@@ -283,7 +296,12 @@ export class IncomingStreams {
     deadlines.add(stream, this.#options.reassemblyTimeoutMs)
     if (!stream.chunks.has(index)) {
       const cost = data.length + chunkCostBytes
-      if (stream.bytes + data.length > this.#options.maxMessageBytes || this.#keptBytes + cost > this.#options.maxReassemblyBytes) {
+      const { maxMessageBytes, maxReassemblyBytes, reassembly } = this.#options
+      if (
+        stream.bytes + data.length > maxMessageBytes ||
+        this.#keptBytes + cost > maxReassemblyBytes ||
+        reassembly.bytes + cost > reassembly.maxBytes
+      ) {
         this.#refuse(stream)
         return
       }
@@ -291,6 +309,7 @@ export class IncomingStreams {
       stream.chunks.set(index, data.length * 2 < data.buffer.byteLength ? Uint8Array.prototype.slice.call(data) : data)
       stream.bytes += data.length
       this.#keptBytes += cost
+      reassembly.bytes += cost
       while (stream.chunks.has(stream.contiguous)) stream.contiguous++
     }
     if (stream.chunks.size < count) {
@@ -338,7 +357,9 @@ export class IncomingStreams {
   #drop(stream: IncomingStream): void {
     this.#options.deadlines.remove(stream)
     this.#streams.delete(stream.key)
-    this.#keptBytes -= stream.bytes + stream.chunks.size * chunkCostBytes
+    const cost = stream.bytes + stream.chunks.size * chunkCostBytes
+    this.#keptBytes -= cost
+    this.#options.reassembly.bytes -= cost
   }
 
   #finish(key: number, session: number, id: number, state: number, count: number): void {
@@ -366,15 +387,6 @@ export class IncomingStreams {
       builder.u8(ack.state)
       builder.varint(ack.contiguous)
       builder.varint(ack.received)
-    }
-    this.#acks.clear()
-  }
-
-  /** The peer is gone, and what it began with it. */
-  clear(): void {
-    for (const stream of [...this.#streams.values()]) {
-      this.#options.counters.bulkDropped++
-      this.#drop(stream)
     }
     this.#acks.clear()
   }

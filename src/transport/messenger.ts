@@ -71,7 +71,7 @@ export interface MessengerOptions {
   readonly maxMessageBytes?: number | undefined
   /** Bytes waiting in the bulk lane for one peer. Default twice `maxMessageBytes`. */
   readonly maxBulkQueueBytes?: number | undefined
-  /** Bytes of incomplete messages kept of one peer. Default twice `maxMessageBytes`. */
+  /** Bytes of incomplete messages kept of one peer; of all together twice as many. Default twice `maxMessageBytes`. */
   readonly maxReassemblyBytes?: number | undefined
   /** An incomplete message is dropped when nothing of it came for so long. Default 15 000. */
   readonly reassemblyTimeoutMs?: number | undefined

@@ -67,6 +67,7 @@ export class Outbox {
       maxMessageBytes: options.maxMessageBytes,
       maxQueueBytes: options.maxBulkQueueBytes,
       maxReassemblyBytes: options.maxReassemblyBytes,
+      reassembly: { bytes: 0, maxBytes: 2 * options.maxReassemblyBytes },
       reassemblyTimeoutMs: options.reassemblyTimeoutMs,
       begin: (peer, channel, bodyBytes) => this.begin(peer, channel, bodyBytes),
       wake: (peer) => this.#mark(peer),
@@ -187,6 +188,8 @@ export class Outbox {
     const dirty = this.#dirty
     this.#dirty = []
     for (const peer of dirty) {
+      // Control messages get a frame of their own: they need not wait until the bulk behind them has arrived.
+      if (peer.builder.begun) this.#seal(peer)
       const more = peer.outgoing?.pump(bulkBytesPerTurn) ?? false
       if (peer.builder.begun) this.#seal(peer)
       peer.dirty = false
@@ -202,7 +205,7 @@ export class Outbox {
   peerLost(address: Address): void {
     const peer = this.#peers.get(address)
     if (peer === undefined || peer === this.#self) return
-    peer.incoming?.clear()
+    // Incomplete messages are kept until their time is over: the peer may be back in a moment and go on with them.
     if (peer.idle) this.#peers.delete(address)
   }
 
