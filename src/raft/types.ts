@@ -84,8 +84,12 @@ export interface AppendRequest extends Envelope {
   readonly previousTerm: number
   readonly entries: readonly Entry[]
   readonly commitIndex: number
-  /** Raised by the leader whenever it resets what it believes of this follower; replies of an older session are ignored. */
+  /**
+   * Raised by the leader whenever it resets how it sends to this follower. A rejection counts only in the current session; an acceptance
+   * in every session of this leadership, since what a follower accepted in a term stays accepted while the term lasts.
+   */
   readonly session: number
+  /** Rises with each request to this follower; echoed by the reply. */
   readonly sequence: number
 }
 
@@ -117,8 +121,11 @@ export interface HeartbeatReply extends Envelope {
 
 /** What may leave at once. */
 export type MessageNow = PreVoteRequest | PreVoteReply | AppendRequest | Heartbeat | HeartbeatReply
-/** What is only true once this drain's persist work, and all before it, is durable. The host delivers those addressed to its own node back to the core. */
-export type MessageAfterPersist = VoteRequest | VoteReply | AppendReply | HeartbeatReply
+/**
+ * What is only true once this drain's persist work, and all before it, is durable: when this drain has none, it still waits for the earlier ones that are
+ * under way. The host delivers those addressed to its own node back to the core, in order and without loss.
+ */
+export type MessageAfterPersist = VoteRequest | VoteReply | PreVoteReply | AppendReply | HeartbeatReply
 export type Message = MessageNow | MessageAfterPersist
 
 export type Input =
@@ -207,7 +214,10 @@ export interface RaftStatus {
   readonly commitIndex: number
   readonly appliedIndex: number
   readonly lastIndex: number
+  /** Entries up to here are in this replica's log on disk. The commit index may be ahead of it. */
   readonly durableIndex: number
+  /** Messages ignored because they broke a rule of their form, since this core was made. */
+  readonly malformedMessages: number
 }
 
 /**

@@ -1,0 +1,177 @@
+/**
+ * Owns how a leader comes to be: the election timer, campaigns, and what this replica answers to those of others.
+ *
+ * 1. A campaign begins with a pre-vote, which changes no term and no vote anywhere (thesis §9.6); only a quorum of pre-votes raises the term.
+ * 2. The timer starts again, with a time drawn anew from [T, 2T), on hearing the term's leader, on granting a vote, on starting a campaign and on
+ * losing leadership; never on granting a pre-vote or refusing a vote (hazard D3.24).
+ * 3. Whoever leads, or heard a leader less than T ago, ignores (pre-)votes, their terms included, unless they come from that leader itself, which is
+ * then no leader any more. Whoever starts to campaign stops to believe in a leader (hazard D3.23).
+ * 4. A vote is cast once a term, only for a log at least as up to date as this one (§5.4.1), and spoken of only once it is durable; so is the
+ * candidate's vote for itself, which is a message to itself, and which it needs before any other can know of its term (hazards D1.2, D1.4).
+ * 5. A reply counts only in the campaign whose sequence it echoes. Learners, strangers and leaders never campaign (hazards D3.26, D3.28); all of them vote
+ * when asked, since a replica may be a voter in a configuration that it does not know yet (hazard D3.27).
+ * 6. A replica whose disk hangs does not campaign: it could not keep what it promises.
+ */
+import { hasQuorum, votersOf } from './quorum.js'
+import type { ReplicaState, Transitions } from './state.js'
+import type { NodeId, PreVoteReply, PreVoteRequest, VoteReply, VoteRequest } from './types.js'
+
+export class Election {
+  readonly #state: ReplicaState
+  readonly #transitions: Transitions
+  #deadlineMs: number
+  /** When those who have not granted are asked again. */
+  #askAgainAtMs = Number.POSITIVE_INFINITY
+  /** When the leader of the present term was last heard. */
+  #leaderHeardMs = Number.NEGATIVE_INFINITY
+  readonly #granted = new Set<NodeId>()
+  #sequence: number
+
+  constructor(state: ReplicaState, transitions: Transitions) {
+    this.#state = state
+    this.#transitions = transitions
+    // Not 0: after a restart, replies to a campaign before it are unlikely to fit.
+    this.#sequence = Math.floor(state.options.random() * 2 ** 31)
+    // Whoever is alone has nobody to wait for.
+    this.#deadlineMs = state.isAlone ? state.nowMs : this.#drawDeadline()
+  }
+
+  /** When this replica, not leading, has something to do. */
+  get nextTickMs(): number {
+    return this.#state.role === 'follower' ? this.#deadlineMs : Math.min(this.#deadlineMs, this.#askAgainAtMs)
+  }
+
+  #drawDeadline(): number {
+    const { electionTimeoutMs, random } = this.#state.options
+    return this.#state.nowMs + electionTimeoutMs * (1 + random())
+  }
+
+  /** Starts the timer again. */
+  restartTimer(): void {
+    this.#deadlineMs = this.#drawDeadline()
+  }
+
+  /** The leader of the present term sent something. */
+  leaderHeard(): void {
+    this.#leaderHeardMs = this.#state.nowMs
+    this.restartTimer()
+  }
+
+  /** The term rose: nobody was heard in it yet. */
+  termRose(): void {
+    this.#leaderHeardMs = Number.NEGATIVE_INFINITY
+  }
+
+  /** Time passed on a replica that does not lead. */
+  tick(): void {
+    const state = this.#state
+    if (state.nowMs >= this.#deadlineMs) this.#timeout()
+    else if (state.role !== 'follower' && state.nowMs >= this.#askAgainAtMs) this.#ask()
+  }
+
+  #timeout(): void {
+    const state = this.#state
+    this.restartTimer()
+    this.#leaderHeardMs = Number.NEGATIVE_INFINITY
+    state.leader = null
+    if (!state.isVoter || state.persistence.isStalled(state.nowMs, state.options.electionTimeoutMs)) {
+      state.role = 'follower'
+      return
+    }
+    this.#begin('pre-candidate')
+    this.#granted.add(state.id)
+    if (this.#won()) this.#campaign()
+    else this.#ask()
+  }
+
+  #begin(role: 'pre-candidate' | 'candidate'): void {
+    this.#state.role = role
+    this.#state.leader = null
+    this.#sequence++
+    this.#granted.clear()
+  }
+
+  #campaign(): void {
+    const state = this.#state
+    state.enterTerm(state.term + 1, state.id)
+    this.termRose()
+    this.#begin('candidate')
+    this.restartTimer()
+    state.outbox.afterPersist({ type: 'vote-reply', from: state.id, to: state.id, term: state.term, granted: true, sequence: this.#sequence })
+    this.#ask()
+  }
+
+  /** Asks every other voter that has not granted yet. Repeated each heartbeat interval: one lost message does not cost an election timeout. */
+  #ask(): void {
+    const { id, term, log, outbox, role, configuration, nowMs, options } = this.#state
+    this.#askAgainAtMs = nowMs + options.heartbeatIntervalMs
+    for (const to of votersOf(configuration)) {
+      if (to === id || this.#granted.has(to)) continue
+      const question = { from: id, to, lastIndex: log.lastIndex, lastTerm: log.lastTerm, sequence: this.#sequence }
+      if (role === 'candidate') outbox.afterPersist({ type: 'vote-request', term, ...question })
+      else outbox.now({ type: 'pre-vote-request', term: term + 1, ...question })
+    }
+  }
+
+  #won(): boolean {
+    return hasQuorum(this.#state.configuration, (voter) => this.#granted.has(voter))
+  }
+
+  /** Whether a live leader stands against this candidate (invariant 3). */
+  isLeaderAlive(candidate: NodeId): boolean {
+    const { role, leader, nowMs, options } = this.#state
+    if (role === 'leader') return true
+    return leader !== null && leader !== candidate && nowMs - this.#leaderHeardMs < options.electionTimeoutMs
+  }
+
+  #isUpToDate(lastTerm: number, lastIndex: number): boolean {
+    const { log } = this.#state
+    return lastTerm > log.lastTerm || (lastTerm === log.lastTerm && lastIndex >= log.lastIndex)
+  }
+
+  onPreVoteRequest(message: PreVoteRequest): void {
+    const state = this.#state
+    if (this.isLeaderAlive(message.from)) return
+    const granted = message.term > state.term && this.#isUpToDate(message.lastTerm, message.lastIndex)
+    // A refusal carries this replica's own term, so that a candidate that is behind catches up (hazard D3.23, openraft#1796).
+    const term = granted ? message.term : state.term
+    state.sendWithTerm({ type: 'pre-vote-reply', from: state.id, to: message.from, term, granted, sequence: message.sequence })
+  }
+
+  onPreVoteReply(message: PreVoteReply): void {
+    const state = this.#state
+    if (state.role !== 'pre-candidate' || message.sequence !== this.#sequence || !message.granted || message.term !== state.term + 1) return
+    this.#granted.add(message.from)
+    if (this.#won()) this.#campaign()
+  }
+
+  /** A vote asked for in the present term: later ones were entered before, earlier ones refused. */
+  onVoteRequest(message: VoteRequest): void {
+    const state = this.#state
+    const isFree = state.vote === message.from || (state.vote === null && state.leader === null)
+    const granted = isFree && this.#isUpToDate(message.lastTerm, message.lastIndex)
+    if (granted) {
+      state.castVote(message.from)
+      // A campaign of this replica's own, not past its pre-vote, would now only stand against the candidate it chose.
+      this.#transitions.becomeFollower(state.term, null)
+      this.restartTimer()
+    }
+    this.#replyToVote(message, granted)
+  }
+
+  refuseVote(message: VoteRequest): void {
+    this.#replyToVote(message, false)
+  }
+
+  #replyToVote(message: VoteRequest, granted: boolean): void {
+    const { id, term, outbox } = this.#state
+    outbox.afterPersist({ type: 'vote-reply', from: id, to: message.from, term, granted, sequence: message.sequence })
+  }
+
+  /** A reply of the present term. */
+  onVoteReply(message: VoteReply): void {
+    if (this.#state.role !== 'candidate' || message.sequence !== this.#sequence || !message.granted) return
+    this.#granted.add(message.from)
+    if (this.#won()) this.#transitions.becomeLeader()
+  }
+}

@@ -1,0 +1,106 @@
+/**
+ * Owns what of this replica's state is on disk: what is dirty, what was handed out to be written, and what is known to be durable.
+ *
+ * 1. One PersistWork per drain holds everything that is dirty: hard state, truncation and entries go to disk in one atomic write, so neither can
+ * overtake the other (hazard D1.3). Sequences rise by one.
+ * 2. The durable index speaks of the log as it is now: a write that was under way when its entries were truncated makes nothing durable but
+ * what is left of them, however late it completes (the ABA race, hazard D1.6).
+ * 3. Durable index <= handed index <= last index. Neither the truncation nor the first entry of a work leaves a gap.
+ */
+import { invariant } from './invariant.js'
+import type { RaftLog } from './log.js'
+import type { HardState, PersistWork } from './types.js'
+
+interface Write {
+  readonly sequence: number
+  /** The last entry that this write makes durable and that is still in the log. */
+  lastIndex: number
+}
+
+export class Persistence {
+  #sequence = 0
+  #persistedSequence = 0
+  #hardStateDirty = false
+  #hardStateSequence = 0
+  #truncateFrom: number | null = null
+  #handedIndex: number
+  #durableIndex: number
+  readonly #writes: Write[] = []
+  #progressAtMs = 0
+
+  constructor(lastIndex: number) {
+    this.#handedIndex = lastIndex
+    this.#durableIndex = lastIndex
+  }
+
+  get durableIndex(): number {
+    return this.#durableIndex
+  }
+
+  /** Entries up to here were handed out to be written. */
+  get handedIndex(): number {
+    return this.#handedIndex
+  }
+
+  /** Whether the present term and vote are on disk. */
+  get hardStateDurable(): boolean {
+    return !this.#hardStateDirty && this.#hardStateSequence <= this.#persistedSequence
+  }
+
+  isDirty(lastIndex: number): boolean {
+    return this.#hardStateDirty || this.#truncateFrom !== null || this.#handedIndex < lastIndex
+  }
+
+  hardStateChanged(): void {
+    this.#hardStateDirty = true
+  }
+
+  /** Entries from `fromIndex` on were dropped from the log. */
+  truncated(fromIndex: number): void {
+    if (fromIndex <= this.#handedIndex) {
+      this.#truncateFrom = fromIndex
+      this.#handedIndex = fromIndex - 1
+    }
+    if (this.#durableIndex >= fromIndex) this.#durableIndex = fromIndex - 1
+    for (const write of this.#writes) {
+      if (write.lastIndex >= fromIndex) write.lastIndex = fromIndex - 1
+    }
+  }
+
+  /** Everything dirty as one piece of work, or null. */
+  take(hardState: HardState, log: RaftLog, nowMs: number): PersistWork | null {
+    if (!this.isDirty(log.lastIndex)) return null
+    const entries = log.entries(this.#handedIndex + 1, log.lastIndex, Number.POSITIVE_INFINITY)
+    invariant(entries.length === log.lastIndex - this.#handedIndex, 'entries that were not yet written are in memory')
+    const sequence = ++this.#sequence
+    const work: PersistWork = { sequence, hardState: this.#hardStateDirty ? hardState : null, truncateFrom: this.#truncateFrom, entries }
+    if (this.#hardStateDirty) this.#hardStateSequence = sequence
+    this.#hardStateDirty = false
+    this.#truncateFrom = null
+    this.#handedIndex = log.lastIndex
+    if (this.#writes.length === 0) this.#progressAtMs = nowMs
+    this.#writes.push({ sequence, lastIndex: log.lastIndex })
+    return work
+  }
+
+  /** The host reports that everything up to this sequence is durable. A report that is older than an earlier one says nothing new. */
+  persisted(sequence: number, nowMs: number): void {
+    invariant(sequence <= this.#sequence, 'only work that was handed out is reported as persisted')
+    if (sequence <= this.#persistedSequence) return
+    this.#persistedSequence = sequence
+    this.#progressAtMs = nowMs
+    let done = 0
+    while (done < this.#writes.length && this.#writes[done]!.sequence <= sequence) {
+      const { lastIndex } = this.#writes[done]!
+      // Writes complete in order, and a later truncation has already lowered what this one is worth.
+      if (lastIndex > this.#durableIndex) this.#durableIndex = lastIndex
+      done++
+    }
+    this.#writes.splice(0, done)
+  }
+
+  /** Whether writes are under way and none completed for so long: the disk hangs (hazard D3.31). */
+  isStalled(nowMs: number, limitMs: number): boolean {
+    return this.#writes.length > 0 && nowMs - this.#progressAtMs >= limitMs
+  }
+}
