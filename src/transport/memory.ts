@@ -284,7 +284,7 @@ class MemoryTransport implements Transport {
 
   send(to: Address, frame: Uint8Array): void {
     if (this.#state !== 'open') return
-    if (frame.length > this.#network.maxFrameBytes) {
+    if (frame.length === 0 || frame.length > this.#network.maxFrameBytes) {
       this.#network.counters.overLimit++
       return
     }

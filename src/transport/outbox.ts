@@ -115,7 +115,7 @@ export class Outbox {
 
   /** Queues a message that is already encoded; in chunks when it is larger than a frame. False when it is over a bound. */
   send(peer: Peer, channel: number, body: Uint8Array): boolean {
-    if (body.length > peer.builder.maxBodyBytes) return this.sendBulk(peer, channel, Uint8Array.from(body)) !== null
+    if (body.length > peer.builder.maxBodyBytes) return this.sendBulk(peer, channel, new Uint8Array(body)) !== null
     const builder = this.begin(peer, channel, body.length)
     if (builder === null) return false
     builder.raw(body)
