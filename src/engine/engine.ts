@@ -1,0 +1,202 @@
+/**
+ * Engine: the storage half of a node: its two databases, its replicas, and the host that drives them.
+ *
+ * Invariants: 1. the log database is written with `sync` only, the state database without; they are two LevelDB folders for that reason (design:
+ * LevelDB closes a rotated log file without fsync); 2. a folder is opened for exactly the node and cluster that it belongs to.
+ */
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { RefusedError } from '../base/errors.js'
+import type { Runtime } from '../base/runtime.js'
+import { RaftCore } from '../raft/core.js'
+import type { NodeId, RaftStatus } from '../raft/types.js'
+import type { MessengerFace } from '../transport/messenger.js'
+import type { Address } from '../transport/transport.js'
+import type { Database, OpenDatabase } from './database.js'
+import { Host } from './host.js'
+import { checkIdentity, type Identity, readIdentity, writeIdentity } from './identity.js'
+import { decodeRecord, KvMachine } from './kv-machine.js'
+import { LogStore } from './log-store.js'
+import { Replica } from './replica.js'
+import { StateStore } from './state-store.js'
+
+/** Timers and bounds of the consensus groups. */
+export interface EngineTuning {
+  /** A follower that hears no leader campaigns after this time to twice this time. */
+  readonly electionTimeoutMs: number
+  readonly heartbeatIntervalMs: number
+  readonly maxInflightBytes: number
+  readonly maxAppendBytes: number
+  readonly maxTailBytes: number
+  readonly maxUncommittedBytes: number
+  /** The state overlay is flushed at so many bytes … */
+  readonly flushBytes: number
+  /** … or when its oldest change is so old. */
+  readonly flushAfterMs: number
+  readonly cacheBytes: number
+}
+
+export const defaultTuning: EngineTuning = {
+  electionTimeoutMs: 250,
+  heartbeatIntervalMs: 50,
+  maxInflightBytes: 8 * 1024 * 1024,
+  maxAppendBytes: 512 * 1024,
+  maxTailBytes: 16 * 1024 * 1024,
+  maxUncommittedBytes: 64 * 1024 * 1024,
+  flushBytes: 4 * 1024 * 1024,
+  flushAfterMs: 500,
+  cacheBytes: 64 * 1024 * 1024,
+}
+
+/** The two databases of a data folder, opened and checked. */
+export class DataFolder {
+  readonly location: string
+  readonly log: Database
+  readonly state: Database
+
+  private constructor(location: string, log: Database, state: Database) {
+    this.location = location
+    this.log = log
+    this.state = state
+  }
+
+  static async open(location: string, openDatabase: OpenDatabase, cacheBytes: number): Promise<DataFolder> {
+    await mkdir(location, { recursive: true })
+    const log = await openDatabase(join(location, 'log'), { cacheBytes: 8 * 1024 * 1024, writeBufferBytes: 16 * 1024 * 1024 })
+    try {
+      const state = await openDatabase(join(location, 'state'), { cacheBytes, writeBufferBytes: 16 * 1024 * 1024 })
+      return new DataFolder(location, log, state)
+    } catch (error) {
+      await log.close()
+      throw error
+    }
+  }
+
+  /** Whom the folder belongs to; undefined when it is new. Refuses halves that do not belong together. */
+  identity(): Identity | undefined {
+    const log = readIdentity(this.log)
+    const state = readIdentity(this.state)
+    if (log !== undefined && state !== undefined) checkIdentity(join(this.location, 'state'), state, log)
+    // The state database is written second: without the log's identity there must be no state.
+    if (log === undefined && state !== undefined)
+      throw new RefusedError('WRONG_FOLDER', `${this.location}/log is missing beside ${this.location}/state`)
+    return log
+  }
+
+  async claim(identity: Identity): Promise<void> {
+    await writeIdentity(this.log, identity)
+    await writeIdentity(this.state, identity)
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([this.log.close(), this.state.close()])
+  }
+}
+
+export interface EngineOptions {
+  readonly nodeId: NodeId
+  readonly folder: DataFolder
+  readonly runtime: Runtime
+  readonly messenger: MessengerFace
+  readonly tuning: EngineTuning
+  readonly addressOf: (nodeId: NodeId) => Address | undefined
+  /** The groups that have a replica here. */
+  readonly groups: readonly { readonly id: number; readonly members: readonly NodeId[] }[]
+  readonly onFailure: (error: unknown) => void
+  readonly onStatus: (status: GroupStatus) => void
+}
+
+export interface GroupStatus extends Omit<RaftStatus, 'id'> {
+  readonly group: number
+}
+
+export class Engine {
+  readonly host: Host
+  readonly #options: EngineOptions
+  readonly #log: LogStore
+  readonly #stores: StateStore[] = []
+
+  private constructor(options: EngineOptions) {
+    this.#options = options
+    this.#log = new LogStore(options.folder.log)
+    const { nodeId, runtime, messenger, addressOf, onFailure, onStatus } = options
+    this.host = new Host({ nodeId, runtime, messenger, log: this.#log, addressOf, onFailure, onStatus: (replica) => onStatus(statusOf(replica)) })
+  }
+
+  /** Loads every group from the folder and starts to take part. */
+  static async open(options: EngineOptions): Promise<Engine> {
+    const engine = new Engine(options)
+    const replicas: Replica[] = []
+    for (const { id, members } of options.groups) replicas.push(await engine.#load(id, members))
+    for (const replica of replicas) engine.host.add(replica)
+    return engine
+  }
+
+  async #load(group: number, members: readonly NodeId[]): Promise<Replica> {
+    const { nodeId, runtime, tuning, folder, onFailure } = this.#options
+    let machine: KvMachine | null = null
+    const store = new StateStore({
+      database: folder.state,
+      group,
+      runtime,
+      decode: decodeRecord,
+      flushBytes: tuning.flushBytes,
+      flushAfterMs: tuning.flushAfterMs,
+      beforeFreeze: () => machine?.saveShards(),
+      onFailure,
+    })
+    await store.open()
+    machine = new KvMachine(store)
+    this.#stores.push(store)
+    const { hardState, terms, lastIndex } = await this.#log.load(group)
+    if (store.appliedIndex > lastIndex) {
+      throw new RefusedError(
+        'WRONG_FOLDER',
+        `the state of group ${group} reaches index ${store.appliedIndex}, its log only ${lastIndex}: a part of the log is lost`,
+      )
+    }
+    const core = new RaftCore({
+      id: nodeId,
+      configuration: { voters: members, learners: [], votersOutgoing: [] },
+      hardState,
+      terms,
+      lastIndex,
+      snapshotIndex: 0,
+      snapshotTerm: 0,
+      commitIndex: store.appliedIndex,
+      nowMs: runtime.nowMs(),
+      electionTimeoutMs: tuning.electionTimeoutMs,
+      heartbeatIntervalMs: tuning.heartbeatIntervalMs,
+      maxInflightBytes: tuning.maxInflightBytes,
+      maxAppendBytes: tuning.maxAppendBytes,
+      maxTailBytes: tuning.maxTailBytes,
+      maxUncommittedBytes: tuning.maxUncommittedBytes,
+      random: () => runtime.random(),
+    })
+    return new Replica({
+      group,
+      core,
+      store,
+      machine,
+      log: this.#log,
+      runtime,
+      onDirty: (replica) => this.host.wake(replica),
+      onFailure: (replica, error) => this.host.fail(replica, error),
+    })
+  }
+
+  status(): GroupStatus[] {
+    return this.host.replicas.map(statusOf)
+  }
+
+  /** Stops the groups and writes what is applied. The folder stays open. */
+  async close(): Promise<void> {
+    await this.host.stop()
+    for (const store of this.#stores) await store.close()
+  }
+}
+
+function statusOf(replica: Replica): GroupStatus {
+  const { id: _id, ...status } = replica.core.status()
+  return { group: replica.group, ...status, appliedIndex: replica.appliedIndex }
+}

@@ -1,0 +1,279 @@
+/**
+ * Host: drives all replicas of a node in one cycle: drain the cores, send what may leave, write what must be durable, release what waited for it, apply.
+ *
+ * Invariants:
+ * 1. At most one log write is in flight for the whole node, and it holds the work of every group that had some: one fsync serves all, and completions cannot reorder.
+ * 2. A message of `sendAfterPersist` leaves when all persist work drained with it or before it, for its group, is durable.
+ * 3. A failed write is final: every replica stops, nothing more is acknowledged, nothing is retried.
+ * 4. One frame per peer per cycle: the messenger is flushed once, at the cycle's end.
+ */
+import { Reader, Writer } from '../base/codec.js'
+import type { Cancel, Runtime } from '../base/runtime.js'
+import { decodeMessage, encodeMessage } from '../raft/message-codec.js'
+import type { Message, MessageAfterPersist, NodeId, PersistWork } from '../raft/types.js'
+import { Channel, type MessengerFace } from '../transport/messenger.js'
+import type { Address } from '../transport/transport.js'
+import type { GroupWork, LogStore } from './log-store.js'
+import type { Replica } from './replica.js'
+
+export interface HostOptions {
+  readonly nodeId: NodeId
+  readonly runtime: Runtime
+  readonly messenger: MessengerFace
+  readonly log: LogStore
+  readonly addressOf: (nodeId: NodeId) => Address | undefined
+  /** Storage failed: the node serves nothing any more. */
+  readonly onFailure: (error: unknown) => void
+  /** Role, term or leader of a replica changed. */
+  readonly onStatus: (replica: Replica) => void
+}
+
+/** What a replica's host keeps about it. */
+interface Member {
+  readonly replica: Replica
+  /** Messages that wait for the next write, and for the one in flight. */
+  waiting: MessageAfterPersist[]
+  released: MessageAfterPersist[]
+  /** Sequence of the work that waits for the next write, and of the one in flight; 0 for none. */
+  waitingSequence: number
+  writingSequence: number
+  dirty: boolean
+  lastStatus: string
+}
+
+export class Host {
+  readonly #options: HostOptions
+  readonly #members = new Map<number, Member>()
+  readonly #writer = new Writer(4096)
+  #dirty: Member[] = []
+  #works: GroupWork[] = []
+  #writing: Promise<void> | null = null
+  #cycleScheduled = false
+  #cancelTick: Cancel | null = null
+  #tickAtMs = Number.POSITIVE_INFINITY
+  #stopped = false
+  /** Log writes done, for those who count fsyncs. */
+  logWrites = 0
+
+  constructor(options: HostOptions) {
+    this.#options = options
+    options.messenger.onMessage(Channel.raft, (from, body) => this.#receive(from.nodeId, body))
+  }
+
+  add(replica: Replica): void {
+    const member: Member = { replica, waiting: [], released: [], waitingSequence: 0, writingSequence: 0, dirty: false, lastStatus: '' }
+    this.#members.set(replica.group, member)
+    this.wake(replica)
+  }
+
+  replica(group: number): Replica | undefined {
+    return this.#members.get(group)?.replica
+  }
+
+  get replicas(): Replica[] {
+    return Array.from(this.#members.values(), ({ replica }) => replica)
+  }
+
+  /** The replica's core has work: run a cycle after this turn. */
+  wake(replica: Replica): void {
+    const member = this.#members.get(replica.group)
+    if (member === undefined || this.#stopped) return
+    if (!member.dirty) {
+      member.dirty = true
+      this.#dirty.push(member)
+    }
+    if (this.#cycleScheduled) return
+    this.#cycleScheduled = true
+    this.#options.runtime.defer(() => {
+      this.#cycleScheduled = false
+      this.#cycle()
+    })
+  }
+
+  #receive(from: NodeId, body: Uint8Array): void {
+    if (this.#stopped) return
+    const reader = new Reader(body)
+    const member = this.#members.get(reader.varint())
+    if (member === undefined || member.replica.stopped) return
+    const message = decodeMessage(reader, from, this.#options.nodeId)
+    reader.end()
+    this.#guard(member.replica, () => {
+      member.replica.core.step({ type: 'tick', nowMs: this.#options.runtime.nowMs() })
+      member.replica.core.step({ type: 'message', message })
+    })
+    this.wake(member.replica)
+  }
+
+  /** A core that throws has found its own invariants broken: its group stops, the others go on. */
+  #guard(replica: Replica, run: () => void): void {
+    try {
+      run()
+    } catch (error) {
+      this.fail(replica, error)
+    }
+  }
+
+  /** Stops one group for good. */
+  fail(replica: Replica, error: unknown): void {
+    if (replica.stopped) return
+    replica.stop()
+    this.#options.onFailure(error)
+  }
+
+  #cycle(): void {
+    if (this.#stopped) return
+    const dirty = this.#dirty
+    this.#dirty = []
+    for (const member of dirty) {
+      member.dirty = false
+      if (!member.replica.stopped) this.#guard(member.replica, () => this.#drain(member))
+    }
+    if (this.#writing === null) this.#startWrite()
+    for (const { replica } of dirty) replica.apply()
+    this.#options.messenger.flush()
+    this.#scheduleTick()
+  }
+
+  #drain(member: Member): void {
+    const { replica } = member
+    const output = replica.core.drain()
+    for (const message of output.sendNow) this.#send(replica, message)
+    if (output.persist !== null) {
+      this.#addWork(replica.group, output.persist)
+      member.waitingSequence = output.persist.sequence
+    }
+    if (output.sendAfterPersist.length > 0) {
+      if (member.waitingSequence !== 0) member.waiting.push(...output.sendAfterPersist)
+      else if (member.writingSequence !== 0) member.released.push(...output.sendAfterPersist)
+      else this.#release(replica, output.sendAfterPersist)
+    }
+    for (const { peer, firstIndex, lastIndex, maxBytes } of output.fetch) void this.#fetch(replica, peer, firstIndex, lastIndex, maxBytes)
+    replica.settle(output)
+    const status = `${replica.core.role} ${replica.core.term} ${replica.core.leader}`
+    if (status !== member.lastStatus) {
+      member.lastStatus = status
+      this.#options.onStatus(replica)
+    }
+  }
+
+  /** What a group produced over several cycles while a write was in flight becomes one record, unless it cuts back. */
+  #addWork(group: number, work: PersistWork): void {
+    const at = this.#works.findLastIndex((other) => other.group === group)
+    const before = this.#works[at]?.work
+    if (before === undefined || work.truncateFrom !== null) {
+      this.#works.push({ group, work })
+      return
+    }
+    const entries = work.entries.length === 0 ? before.entries : before.entries.concat(work.entries)
+    this.#works[at] = { group, work: { ...before, sequence: work.sequence, hardState: work.hardState ?? before.hardState, entries } }
+  }
+
+  #startWrite(): void {
+    if (this.#works.length === 0) return
+    const works = this.#works
+    this.#works = []
+    const members = new Set(works.map(({ group }) => this.#members.get(group)!))
+    for (const member of members) {
+      member.writingSequence = member.waitingSequence
+      member.waitingSequence = 0
+      member.released.push(...member.waiting)
+      member.waiting = []
+    }
+    this.logWrites++
+    this.#writing = this.#options.log.write(works).then(
+      () => {
+        this.#writing = null
+        if (this.#stopped) return
+        for (const member of members) this.#finishWrite(member)
+        this.#cycle()
+      },
+      (error: unknown) => {
+        this.#writing = null
+        for (const replica of this.replicas) replica.stop()
+        this.#stopped = true
+        this.#options.onFailure(error)
+      },
+    )
+  }
+
+  #finishWrite(member: Member): void {
+    if (member.writingSequence === 0) return
+    const { replica } = member
+    const sequence = member.writingSequence
+    const released = member.released
+    member.writingSequence = 0
+    member.released = []
+    if (replica.stopped) return
+    this.#guard(replica, () => {
+      replica.core.step({ type: 'persisted', sequence })
+      this.#release(replica, released)
+    })
+    this.wake(replica)
+  }
+
+  #release(replica: Replica, messages: readonly MessageAfterPersist[]): void {
+    for (const message of messages) {
+      if (message.to === this.#options.nodeId) {
+        replica.core.step({ type: 'message', message })
+        this.wake(replica)
+      } else {
+        this.#send(replica, message)
+      }
+    }
+  }
+
+  #send(replica: Replica, message: Message): void {
+    const address = this.#options.addressOf(message.to)
+    if (address === undefined) return
+    this.#writer.reset()
+    this.#writer.varint(replica.group)
+    encodeMessage(this.#writer, message)
+    this.#options.messenger.send(address, Channel.raft, this.#writer.view())
+  }
+
+  async #fetch(replica: Replica, peer: NodeId, firstIndex: number, lastIndex: number, maxBytes: number): Promise<void> {
+    try {
+      const entries = await this.#options.log.read(replica.group, firstIndex, lastIndex, maxBytes)
+      if (this.#stopped || replica.stopped) return
+      replica.core.step({ type: 'fetched', peer, entries })
+      this.wake(replica)
+    } catch (error) {
+      if (!this.#stopped) this.fail(replica, error)
+    }
+  }
+
+  #scheduleTick(): void {
+    if (this.#stopped) return
+    let nextMs = Number.POSITIVE_INFINITY
+    for (const { replica } of this.#members.values()) if (!replica.stopped) nextMs = Math.min(nextMs, replica.core.nextTickMs)
+    // A wake-up that is a little early costs less than moving the timer with every message.
+    if (this.#cancelTick !== null && this.#tickAtMs <= nextMs) return
+    this.#cancelTick?.()
+    this.#cancelTick = null
+    if (nextMs === Number.POSITIVE_INFINITY) return
+    this.#tickAtMs = nextMs
+    // Deferred once more: after a stalled loop, timers fire before the sockets are read, and the messages that wait there may be a living leader's.
+    const onTimer = () => this.#options.runtime.defer(() => this.#tick())
+    this.#cancelTick = this.#options.runtime.schedule(Math.max(0, nextMs - this.#options.runtime.nowMs()), onTimer)
+  }
+
+  #tick(): void {
+    this.#cancelTick = null
+    if (this.#stopped) return
+    const nowMs = this.#options.runtime.nowMs()
+    for (const { replica } of this.#members.values()) {
+      if (replica.stopped || replica.core.nextTickMs > nowMs) continue
+      this.#guard(replica, () => replica.core.step({ type: 'tick', nowMs }))
+      this.wake(replica)
+    }
+    this.#scheduleTick()
+  }
+
+  /** Stops all replicas and waits for the write in flight. */
+  async stop(): Promise<void> {
+    this.#stopped = true
+    this.#cancelTick?.()
+    for (const replica of this.replicas) replica.stop()
+    await this.#writing
+  }
+}

@@ -1,0 +1,222 @@
+/**
+ * KvMachine: the state machine of one group: applies batches of commands to the group's state, and reads it.
+ *
+ * Invariants:
+ * 1. Deterministic: the result depends on the log alone; no clock, chance or iteration order comes in.
+ * 2. A request (session, sequence) takes effect at most once: its completion record is written in its shard, in the same flush as the effect,
+ *    and a repeat gets the first answer. Records below the session's low-water mark are dropped.
+ * 3. A shard's revision rises by one with each effective write in it and never goes back, deletes included.
+ * 4. A key's version is 1 when it is created and rises by one with each write.
+ *
+ * Keys in the state store: shard (2 bytes), type (1 byte), rest.
+ */
+import { toLatin1 } from '../base/bytes.js'
+import { Reader, Writer } from '../base/codec.js'
+import { CorruptionError } from '../base/errors.js'
+import { type Command, type CommandBatch, type CommandResult, CommandStatus, readBatch, readResult, writeResult } from './command.js'
+import type { StateRecord } from './overlay.js'
+import type { RecordCursor, StateStore } from './state-store.js'
+
+const RecordType = { shard: 0, value: 1, session: 2 } as const
+
+/** A key's value with its version and revision. */
+export class ValueRecord implements StateRecord {
+  readonly version: number
+  readonly revision: number
+  readonly value: Uint8Array
+
+  constructor(version: number, revision: number, value: Uint8Array) {
+    this.version = version
+    this.revision = revision
+    this.value = value
+  }
+
+  get sizeBytes(): number {
+    return this.value.length + 64
+  }
+
+  encode(): Uint8Array {
+    return new Writer(this.value.length + 16).varint(this.version).varint(this.revision).raw(this.value).finish()
+  }
+}
+
+/** A shard's revision counter. */
+class ShardRecord implements StateRecord {
+  readonly revision: number
+
+  constructor(revision: number) {
+    this.revision = revision
+  }
+
+  get sizeBytes(): number {
+    return 16
+  }
+
+  encode(): Uint8Array {
+    return new Writer(8).varint(this.revision).finish()
+  }
+}
+
+/** What a session's requests in one shard were answered, from its low-water mark on. */
+class SessionRecord implements StateRecord {
+  #lowWater: number
+  readonly #completions: Map<number, CommandResult>
+
+  constructor(lowWater: number, completions: Map<number, CommandResult>) {
+    this.#lowWater = lowWater
+    this.#completions = completions
+  }
+
+  get sizeBytes(): number {
+    return 64 + this.#completions.size * 64
+  }
+
+  /** The first answer to a request, or undefined when it was not yet made. */
+  find(sequence: number): CommandResult | undefined {
+    if (sequence < this.#lowWater) return { status: CommandStatus.stale, version: 0, revision: 0 }
+    return this.#completions.get(sequence)
+  }
+
+  /** A record that may be changed: this one's content above the new low-water mark. */
+  raise(lowWater: number): SessionRecord {
+    const kept = new Map<number, CommandResult>()
+    for (const [sequence, result] of this.#completions) if (sequence >= lowWater) kept.set(sequence, result)
+    return new SessionRecord(Math.max(lowWater, this.#lowWater), kept)
+  }
+
+  /** Drops what is below the mark, in place. */
+  trim(lowWater: number): void {
+    if (lowWater <= this.#lowWater) return
+    this.#lowWater = lowWater
+    for (const sequence of this.#completions.keys()) if (sequence < lowWater) this.#completions.delete(sequence)
+  }
+
+  complete(sequence: number, result: CommandResult): void {
+    this.#completions.set(sequence, result)
+  }
+
+  encode(): Uint8Array {
+    const writer = new Writer(16 + this.#completions.size * 12).varint(this.#lowWater).varint(this.#completions.size)
+    for (const [sequence, result] of this.#completions) {
+      writer.varint(sequence - this.#lowWater)
+      writeResult(writer, result)
+    }
+    return writer.finish()
+  }
+}
+
+/** Decodes any record of the state store by its key's type. */
+export function decodeRecord(key: string, bytes: Uint8Array): StateRecord {
+  const reader = new Reader(bytes)
+  switch (key.charCodeAt(2)) {
+    case RecordType.shard:
+      return new ShardRecord(reader.varint())
+    case RecordType.value:
+      return new ValueRecord(reader.varint(), reader.varint(), reader.raw(reader.remaining))
+    case RecordType.session: {
+      const lowWater = reader.varint()
+      const completions = new Map<number, CommandResult>()
+      for (let left = reader.count(4); left > 0; left--) completions.set(lowWater + reader.varint(), readResult(reader))
+      reader.end()
+      return new SessionRecord(lowWater, completions)
+    }
+    default:
+      throw new CorruptionError(`unknown record type ${key.charCodeAt(2)}`)
+  }
+}
+
+interface ShardState {
+  revision: number
+  /** Changed since the last freeze. */
+  dirty: boolean
+}
+
+const shardPrefixes: string[] = []
+function shardPrefix(shard: number, type: number): string {
+  shardPrefixes[shard] ??= String.fromCharCode(shard >> 8, shard & 0xff)
+  return shardPrefixes[shard] + String.fromCharCode(type)
+}
+
+export class KvMachine {
+  readonly #store: StateStore
+  readonly #shards = new Map<number, ShardState>()
+
+  constructor(store: StateStore) {
+    this.#store = store
+  }
+
+  /** Applies one log entry's data and returns a result for each of its commands, in order. Throws CorruptionError when it is malformed: the group must stop. */
+  apply(data: Uint8Array): CommandResult[] {
+    const batch = readBatch(data)
+    const session = toLatin1(batch.session)
+    return batch.commands.map((command) => this.#applyOnce(batch, session, command))
+  }
+
+  #applyOnce(batch: CommandBatch, session: string, command: Command): CommandResult {
+    const sessionKey = shardPrefix(command.shard, RecordType.session) + session
+    let record = this.#store.get(sessionKey) as SessionRecord | undefined
+    const first = record?.find(command.sequence)
+    if (first !== undefined) return first
+    if (record === undefined) record = new SessionRecord(batch.lowWater, new Map())
+    else if (this.#store.owns(sessionKey)) record.trim(batch.lowWater)
+    else record = record.raise(batch.lowWater)
+    const result = this.#execute(command)
+    record.complete(command.sequence, result)
+    this.#store.set(sessionKey, record)
+    return result
+  }
+
+  #execute(command: Command): CommandResult {
+    const shard = this.#shard(command.shard)
+    const key = shardPrefix(command.shard, RecordType.value) + toLatin1(command.key)
+    const before = this.#store.get(key) as ValueRecord | undefined
+    const version = before?.version ?? 0
+    const revision = before?.revision ?? 0
+    if ((command.ifVersion !== undefined && command.ifVersion !== version) || (command.ifRevision !== undefined && command.ifRevision !== revision)) {
+      return { status: CommandStatus.conditionFailed, version, revision }
+    }
+    if (command.value === null) {
+      if (before === undefined) return { status: CommandStatus.absent, version: 0, revision: shard.revision }
+      this.#store.set(key, null)
+      return { status: CommandStatus.ok, version: 0, revision: this.#raise(shard) }
+    }
+    const raised = this.#raise(shard)
+    this.#store.set(key, new ValueRecord(version + 1, raised, command.value))
+    return { status: CommandStatus.ok, version: version + 1, revision: raised }
+  }
+
+  #raise(shard: ShardState): number {
+    shard.dirty = true
+    return ++shard.revision
+  }
+
+  #shard(shard: number): ShardState {
+    let state = this.#shards.get(shard)
+    if (state === undefined) {
+      const record = this.#store.get(shardPrefix(shard, RecordType.shard)) as ShardRecord | undefined
+      state = { revision: record?.revision ?? 0, dirty: false }
+      this.#shards.set(shard, state)
+    }
+    return state
+  }
+
+  /** Puts the changed revision counters into the store: called right before it freezes an overlay. */
+  saveShards(): void {
+    for (const [shard, state] of this.#shards) {
+      if (!state.dirty) continue
+      state.dirty = false
+      this.#store.set(shardPrefix(shard, RecordType.shard), new ShardRecord(state.revision))
+    }
+  }
+
+  read(shard: number, key: Uint8Array): ValueRecord | undefined {
+    return this.#store.get(shardPrefix(shard, RecordType.value) + toLatin1(key)) as ValueRecord | undefined
+  }
+
+  /** A cursor over a shard's keys in [gte, lt); an absent `lt` means to the end. As of this moment. */
+  scan(shard: number, gte: Uint8Array, lt: Uint8Array | null, reverse: boolean): RecordCursor {
+    const from = shardPrefix(shard, RecordType.value) + toLatin1(gte)
+    const to = lt === null ? shardPrefix(shard, RecordType.value + 1) : shardPrefix(shard, RecordType.value) + toLatin1(lt)
+    return this.#store.iterate(from, to, reverse)
+  }
+}

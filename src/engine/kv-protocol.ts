@@ -1,0 +1,149 @@
+/**
+ * The messages between a KV client and a group's replica: one request holds what a client's turn produced for one group. Formats: docs/formats.md.
+ *
+ * Request: request id, kind, group, payload. Reply: request id, status, payload.
+ */
+import { type Reader, Writer } from '../base/codec.js'
+import { CorruptionError } from '../base/errors.js'
+import { type CommandResult, readResult, writeResult } from './command.js'
+
+export const RequestKind = { write: 1, read: 2, scan: 3 } as const
+export type RequestKind = (typeof RequestKind)[keyof typeof RequestKind]
+
+export const ReplyStatus = {
+  done: 0,
+  /** Nothing was done; the payload names the leader, or is empty. */
+  notLeader: 1,
+  /** Nothing was done: a queue is full. */
+  overloaded: 2,
+  /** Leadership was lost after the request entered the log: it may still be done. */
+  lost: 3,
+  /** Nothing was done: the replica does not serve. */
+  stopped: 4,
+  /** Nothing was done: the request breaks the protocol or a limit; the payload says how. */
+  malformed: 5,
+  /** Nothing was done: this group does not own the shard, or is not here. */
+  wrongGroup: 6,
+} as const
+export type ReplyStatus = (typeof ReplyStatus)[keyof typeof ReplyStatus]
+
+export interface RequestHead {
+  readonly requestId: number
+  readonly kind: RequestKind
+  readonly group: number
+}
+
+export function writeRequestHead(writer: Writer, { requestId, kind, group }: RequestHead): void {
+  writer.varint(requestId).u8(kind).varint(group)
+}
+
+export function readRequestHead(reader: Reader): RequestHead {
+  const requestId = reader.varint()
+  const kind = reader.u8()
+  if (kind < RequestKind.write || kind > RequestKind.scan) throw new CorruptionError(`unknown request kind ${kind}`, 'MALFORMED')
+  return { requestId, kind: kind as RequestKind, group: reader.varint() }
+}
+
+export interface ReadKey {
+  readonly shard: number
+  readonly key: Uint8Array
+}
+
+export function writeReadKeys(writer: Writer, keys: readonly ReadKey[]): void {
+  writer.varint(keys.length)
+  for (const { shard, key } of keys) writer.varint(shard).bytes(key)
+}
+
+export function readReadKeys(reader: Reader): ReadKey[] {
+  const keys: ReadKey[] = []
+  for (let left = reader.count(2); left > 0; left--) keys.push({ shard: reader.varint(), key: reader.bytes() })
+  reader.end()
+  return keys
+}
+
+/** What is read: value, version and revision; undefined for an absent key. */
+export interface ReadResult {
+  readonly version: number
+  readonly revision: number
+  readonly value: Uint8Array
+}
+
+export function writeReadResult(writer: Writer, result: ReadResult | undefined): void {
+  if (result === undefined) writer.varint(0)
+  else writer.varint(result.version).varint(result.revision).bytes(result.value)
+}
+
+export function readReadResult(reader: Reader): ReadResult | undefined {
+  const version = reader.varint()
+  if (version === 0) return undefined
+  return { version, revision: reader.varint(), value: reader.bytes() }
+}
+
+/** A page of a scan: keys in [gte, lt); a null `lt` means to the end. */
+export interface ScanRequest {
+  readonly gte: Uint8Array
+  readonly lt: Uint8Array | null
+  readonly reverse: boolean
+  readonly maxEntries: number
+  readonly maxBytes: number
+}
+
+export function writeScanRequest(writer: Writer, request: ScanRequest): void {
+  writer.u8((request.reverse ? 1 : 0) | (request.lt === null ? 2 : 0)).bytes(request.gte)
+  if (request.lt !== null) writer.bytes(request.lt)
+  writer.varint(request.maxEntries).varint(request.maxBytes)
+}
+
+export function readScanRequest(reader: Reader): ScanRequest {
+  const flags = reader.u8()
+  if (flags > 3) throw new CorruptionError(`unknown scan flags ${flags}`, 'MALFORMED')
+  const gte = reader.bytes()
+  const lt = flags & 2 ? null : reader.bytes()
+  const request = { gte, lt, reverse: (flags & 1) !== 0, maxEntries: reader.varint(), maxBytes: reader.varint() }
+  reader.end()
+  return request
+}
+
+export interface ScanEntry extends ReadResult {
+  readonly key: Uint8Array
+}
+
+export interface ScanPage {
+  readonly entries: readonly ScanEntry[]
+  /** More keys of the range may follow the last entry. */
+  readonly more: boolean
+}
+
+export function encodeScanPage({ entries, more }: ScanPage): Uint8Array {
+  const writer = new Writer(4096).u8(more ? 1 : 0).varint(entries.length)
+  for (const entry of entries) {
+    writer.bytes(entry.key)
+    writeReadResult(writer, entry)
+  }
+  return writer.finish()
+}
+
+export function readScanPage(reader: Reader): ScanPage {
+  const more = reader.u8() === 1
+  const entries: ScanEntry[] = []
+  for (let left = reader.count(4); left > 0; left--) {
+    const key = reader.bytes()
+    const result = readReadResult(reader)
+    if (result === undefined) throw new CorruptionError('absent entry in a scan page', 'MALFORMED')
+    entries.push({ key, ...result })
+  }
+  reader.end()
+  return { entries, more }
+}
+
+export function writeResults(writer: Writer, results: readonly CommandResult[]): void {
+  writer.varint(results.length)
+  for (const result of results) writeResult(writer, result)
+}
+
+export function readResults(reader: Reader): CommandResult[] {
+  const results: CommandResult[] = []
+  for (let left = reader.count(3); left > 0; left--) results.push(readResult(reader))
+  reader.end()
+  return results
+}

@@ -1,0 +1,191 @@
+/**
+ * KvService: answers KV requests for the groups whose replicas live on this node: writes through the log, reads at a confirmed index.
+ *
+ * Invariants: 1. nothing is proposed that the state machine could refuse as malformed; 2. only shards that the group owns are written or read;
+ * 3. each request gets one reply at most; requests under way are bounded by the core's bounds on proposals and reads, and by `maxScans`.
+ */
+import { Reader, Writer } from '../base/codec.js'
+import { CorruptionError } from '../base/errors.js'
+import { Channel, type MessengerFace, type Sender } from '../transport/messenger.js'
+import { checkBatch, type Limits } from './command.js'
+import type { Host } from './host.js'
+import type { ValueRecord } from './kv-machine.js'
+import {
+  encodeScanPage,
+  ReplyStatus,
+  RequestKind,
+  readReadKeys,
+  readRequestHead,
+  readScanRequest,
+  type ScanEntry,
+  type ScanPage,
+  type ScanRequest,
+  writeReadResult,
+  writeResults,
+} from './kv-protocol.js'
+import type { Refusal, Replica } from './replica.js'
+import type { RecordCursor } from './state-store.js'
+
+/** What the service asks the cluster map. */
+export interface Ownership {
+  readonly shards: number
+  groupOf(shard: number): number
+  shardsOf(group: number): readonly number[]
+}
+
+/** Receives one reply; `body` is what follows the status. */
+export type ReplyTo = (status: ReplyStatus, body: Uint8Array) => void
+
+const maxScans = 64
+const maxPageEntries = 10_000
+const maxPageBytes = 4 * 1024 * 1024
+const nothing = new Uint8Array(0)
+
+export interface KvServiceOptions {
+  readonly host: Host
+  readonly messenger: MessengerFace
+  readonly ownership: Ownership
+  readonly limits: Limits
+}
+
+export class KvService {
+  readonly #options: KvServiceOptions
+  readonly #replyWriter = new Writer(4096)
+  #scans = 0
+
+  constructor(options: KvServiceOptions) {
+    this.#options = options
+    options.messenger.onMessage(Channel.kvRequest, (from, body) => this.#receive(from, body))
+  }
+
+  #receive(from: Sender, body: Uint8Array): void {
+    const reader = new Reader(body)
+    const { requestId, kind, group } = readRequestHead(reader)
+    this.handle(kind, group, reader.raw(reader.remaining), (status, payload) => {
+      this.#replyWriter.reset()
+      this.#replyWriter.varint(requestId).u8(status).raw(payload)
+      this.#options.messenger.send(from.address, Channel.kvReply, this.#replyWriter.view())
+    })
+  }
+
+  /** Serves one request; replies later, or at once. Never throws. */
+  handle(kind: RequestKind, group: number, payload: Uint8Array, reply: ReplyTo): void {
+    const replica = this.#options.host.replica(group)
+    if (replica === undefined) return reply(ReplyStatus.wrongGroup, nothing)
+    if (!replica.stopped && replica.core.role !== 'leader') return refuse(replica, 'not-leader', reply)
+    try {
+      if (kind === RequestKind.write) this.#write(replica, payload, reply)
+      else if (kind === RequestKind.read) this.#read(replica, payload, reply)
+      else this.#scan(replica, payload, reply)
+    } catch (error) {
+      if (!(error instanceof CorruptionError)) throw error
+      reply(ReplyStatus.malformed, Buffer.from(error.message))
+    }
+  }
+
+  #owns(replica: Replica, requests: readonly { shard: number }[]): boolean {
+    return requests.every(({ shard }) => this.#options.ownership.groupOf(shard) === replica.group)
+  }
+
+  #write(replica: Replica, payload: Uint8Array, reply: ReplyTo): void {
+    const { ownership, limits } = this.#options
+    const batch = checkBatch(payload, ownership.shards, limits)
+    if (!this.#owns(replica, batch.commands)) return reply(ReplyStatus.wrongGroup, nothing)
+    replica.propose(payload, (results, refusal) => {
+      if (results === null) return refuse(replica, refusal!, reply)
+      const writer = new Writer(results.length * 12 + 8)
+      writeResults(writer, results)
+      reply(ReplyStatus.done, writer.view())
+    })
+  }
+
+  #read(replica: Replica, payload: Uint8Array, reply: ReplyTo): void {
+    const keys = readReadKeys(new Reader(payload))
+    if (!this.#owns(replica, keys)) return reply(ReplyStatus.wrongGroup, nothing)
+    replica.awaitReadable((refusal) => {
+      if (refusal !== null) return refuse(replica, refusal, reply)
+      const writer = new Writer(keys.length * 128 + 8).varint(keys.length)
+      for (const { shard, key } of keys) writeReadResult(writer, replica.machine.read(shard, key))
+      reply(ReplyStatus.done, writer.view())
+    })
+  }
+
+  #scan(replica: Replica, payload: Uint8Array, reply: ReplyTo): void {
+    const request = readScanRequest(new Reader(payload))
+    if (this.#scans >= maxScans) return reply(ReplyStatus.overloaded, nothing)
+    this.#scans++
+    replica.awaitReadable((refusal) => {
+      if (refusal !== null) {
+        this.#scans--
+        return refuse(replica, refusal, reply)
+      }
+      // All cursors are opened in this turn: the page is one point in time of the group.
+      const cursors = this.#options.ownership
+        .shardsOf(replica.group)
+        .map((shard) => replica.machine.scan(shard, request.gte, request.lt, request.reverse))
+      mergePage(cursors, request)
+        .then(
+          (page) => reply(ReplyStatus.done, encodeScanPage(page)),
+          () => reply(ReplyStatus.stopped, nothing),
+        )
+        .finally(() => {
+          this.#scans--
+        })
+    })
+  }
+}
+
+function refuse(replica: Replica, refusal: Refusal, reply: ReplyTo): void {
+  switch (refusal) {
+    case 'not-leader':
+      return reply(ReplyStatus.notLeader, Buffer.from(replica.core.role === 'leader' ? '' : (replica.leader ?? '')))
+    case 'overloaded':
+      return reply(ReplyStatus.overloaded, nothing)
+    case 'lost':
+      return reply(ReplyStatus.lost, nothing)
+    case 'stopped':
+      return reply(ReplyStatus.stopped, nothing)
+    default:
+      refusal satisfies never
+  }
+}
+
+/** Merges the shards' cursors into one page in key order. */
+async function mergePage(cursors: readonly RecordCursor[], request: ScanRequest): Promise<ScanPage> {
+  const maxEntries = Math.min(request.maxEntries, maxPageEntries)
+  const maxBytes = Math.min(request.maxBytes, maxPageBytes)
+  const entries: ScanEntry[] = []
+  let bytes = 0
+  try {
+    const heads: { key: string; record: ValueRecord; cursor: RecordCursor }[] = []
+    const advance = async (cursor: RecordCursor) => {
+      const found = await cursor.next()
+      if (found !== undefined) insertHead(heads, { key: found.key.slice(3), record: found.record as ValueRecord, cursor }, request.reverse)
+    }
+    await Promise.all(cursors.map(advance))
+    for (;;) {
+      const head = heads.pop()
+      if (head === undefined) return { entries, more: false }
+      if (entries.length >= maxEntries || (bytes >= maxBytes && entries.length > 0)) return { entries, more: true }
+      const { version, revision, value } = head.record
+      const key = Buffer.from(head.key, 'latin1')
+      entries.push({ key, version, revision, value })
+      bytes += key.length + value.length
+      await advance(head.cursor)
+    }
+  } finally {
+    await Promise.all(cursors.map((cursor) => cursor.close()))
+  }
+}
+
+/** Keeps the heads sorted so that the next entry of the page is the last. */
+function insertHead<T extends { key: string }>(heads: T[], head: T, reverse: boolean): void {
+  let low = 0
+  let high = heads.length
+  while (low < high) {
+    const middle = (low + high) >>> 1
+    if (heads[middle]!.key < head.key === reverse) low = middle + 1
+    else high = middle
+  }
+  heads.splice(low, 0, head)
+}

@@ -1,0 +1,223 @@
+/**
+ * Replica: this node's member of one group: the consensus core, the state machine that it feeds, and the callers that wait for it.
+ *
+ * Invariants:
+ * 1. Entries are applied in index order, each once, after they committed; callers are answered after the apply.
+ * 2. Every proposal and every read gets exactly one answer: its result, or why there is none. A proposal that was taken into the log and then lost sight of (leadership
+ *    lost) is answered `lost`: it may still commit, so the client repeats it under the same request ids.
+ * 3. A read runs when the state has reached the index that the core confirmed for it.
+ * 4. Applying runs in slices of a few milliseconds and pauses while the state store is congested.
+ */
+import type { Runtime } from '../base/runtime.js'
+import { type Consensus, EntryKind, type NodeId, type Output } from '../raft/types.js'
+import type { CommandResult } from './command.js'
+import type { KvMachine } from './kv-machine.js'
+import type { LogStore } from './log-store.js'
+import type { StateStore } from './state-store.js'
+
+/** Why a proposal or read got no result. `lost`: it may still take effect; all others: it certainly does not. */
+export type Refusal = 'not-leader' | 'overloaded' | 'lost' | 'stopped'
+export type WriteReply = (results: readonly CommandResult[] | null, refusal: Refusal | null) => void
+export type ReadReply = (refusal: Refusal | null) => void
+
+const applySliceMs = 4
+const applyReadBytes = 1024 * 1024
+
+export interface ReplicaOptions {
+  readonly group: number
+  readonly core: Consensus
+  readonly store: StateStore
+  readonly machine: KvMachine
+  readonly log: LogStore
+  readonly runtime: Runtime
+  /** The core has something to drain: the host must run a cycle. */
+  readonly onDirty: (replica: Replica) => void
+  /** Applying failed: the group must stop. */
+  readonly onFailure: (replica: Replica, error: unknown) => void
+}
+
+interface WaitingWrite {
+  readonly index: number
+  readonly term: number
+  readonly reply: WriteReply
+}
+
+interface WaitingRead {
+  readonly index: number
+  readonly reply: ReadReply
+}
+
+export class Replica {
+  readonly group: number
+  readonly core: Consensus
+  readonly machine: KvMachine
+  readonly #options: ReplicaOptions
+  readonly #store: StateStore
+  #nextId = 1
+  /** Proposals and reads that the core has not answered yet, by id. */
+  readonly #proposals = new Map<number, WriteReply>()
+  readonly #reads = new Map<number, ReadReply>()
+  /** Proposals in the log, in index order. */
+  #waitingWrites: WaitingWrite[] = []
+  #waitingWritesAt = 0
+  /** Confirmed reads whose index is not yet applied, in index order. */
+  #waitingReads: WaitingRead[] = []
+  #applying = false
+  #stopped = false
+
+  constructor(options: ReplicaOptions) {
+    this.group = options.group
+    this.core = options.core
+    this.machine = options.machine
+    this.#store = options.store
+    this.#options = options
+  }
+
+  get appliedIndex(): number {
+    return this.#store.appliedIndex
+  }
+
+  get leader(): NodeId | null {
+    return this.core.leader
+  }
+
+  get stopped(): boolean {
+    return this.#stopped
+  }
+
+  /** Proposes one log entry. */
+  propose(data: Uint8Array, reply: WriteReply): void {
+    if (this.#stopped) return reply(null, 'stopped')
+    const id = this.#nextId++
+    this.#proposals.set(id, reply)
+    this.core.step({ type: 'propose', id, data })
+    this.#options.onDirty(this)
+  }
+
+  /** Calls back when the state reflects every write acknowledged before this call. */
+  awaitReadable(reply: ReadReply): void {
+    if (this.#stopped) return reply('stopped')
+    const id = this.#nextId++
+    this.#reads.set(id, reply)
+    this.core.step({ type: 'read', id })
+    this.#options.onDirty(this)
+  }
+
+  /** Takes the answers out of what the core put out. The host handles the rest. */
+  settle(output: Output): void {
+    for (const { id, index, term } of output.accepted) {
+      this.#waitingWrites.push({ index, term, reply: take(this.#proposals, id) })
+    }
+    for (const { id, index } of output.reads) {
+      const reply = take(this.#reads, id)
+      if (index <= this.appliedIndex) reply(null)
+      else this.#waitingReads.push({ index, reply })
+    }
+    for (const { id, reason } of output.rejected) {
+      const write = this.#proposals.get(id)
+      if (write !== undefined) {
+        this.#proposals.delete(id)
+        write(null, reason)
+      } else {
+        take(this.#reads, id)(reason)
+      }
+    }
+    if (this.core.role !== 'leader' && this.#waitingWritesAt < this.#waitingWrites.length) this.#loseWrites('lost')
+  }
+
+  #loseWrites(refusal: Refusal): void {
+    const lost = this.#waitingWrites.slice(this.#waitingWritesAt)
+    this.#waitingWrites = []
+    this.#waitingWritesAt = 0
+    for (const { reply } of lost) reply(null, refusal)
+  }
+
+  /** Applies what is committed; returns at once when there is nothing, when it is under way, or when the slice is used up. */
+  apply(): void {
+    if (this.#applying || this.#stopped) return
+    try {
+      const deadlineMs = this.#options.runtime.nowMs() + applySliceMs
+      while (this.appliedIndex < this.core.commitIndex) {
+        if (this.#store.congested) return this.#continueAfter(this.#store.flushed())
+        const entries = this.core.entries(this.appliedIndex + 1, this.core.commitIndex, applyReadBytes)
+        if (entries.length === 0) return this.#continueAfter(this.#applyFromLog())
+        for (const entry of entries) {
+          const results = entry.kind === EntryKind.command ? this.machine.apply(entry.data) : []
+          this.#finishEntry(entry.index, entry.term, results)
+        }
+        this.#reportApplied()
+        if (this.#options.runtime.nowMs() >= deadlineMs) return this.#continueAfter(null)
+      }
+    } catch (error) {
+      this.#options.onFailure(this, error)
+    }
+  }
+
+  /** Entries that are no longer, or not yet, in the core's memory: after a restart. */
+  async #applyFromLog(): Promise<void> {
+    const first = this.appliedIndex + 1
+    const entries = await this.#options.log.read(this.group, first, this.core.commitIndex, applyReadBytes)
+    if (entries[0]?.index !== first || this.#stopped) {
+      if (this.#stopped) return
+      throw new Error(`group ${this.group}: committed entry ${first} is not in the log`)
+    }
+    for (const entry of entries) {
+      if (entry.term !== this.core.termAt(entry.index)) throw new Error(`group ${this.group}: entry ${entry.index} of the log has another term`)
+      const results = entry.kind === EntryKind.command ? this.machine.apply(entry.data) : []
+      this.#finishEntry(entry.index, entry.term, results)
+    }
+    this.#reportApplied()
+  }
+
+  #continueAfter(wait: Promise<void> | null): void {
+    this.#applying = true
+    const resume = () => {
+      this.#applying = false
+      this.apply()
+    }
+    if (wait === null) this.#options.runtime.defer(resume)
+    else wait.then(resume, (error: unknown) => this.#options.onFailure(this, error))
+  }
+
+  #finishEntry(index: number, term: number, results: readonly CommandResult[]): void {
+    this.#store.advance(index)
+    const waiting = this.#waitingWrites[this.#waitingWritesAt]
+    if (waiting !== undefined && waiting.index === index) {
+      this.#waitingWritesAt++
+      if (waiting.term === term) waiting.reply(results, null)
+      else waiting.reply(null, 'lost')
+    }
+  }
+
+  #reportApplied(): void {
+    if (this.#waitingWritesAt === this.#waitingWrites.length) {
+      this.#waitingWrites = []
+      this.#waitingWritesAt = 0
+    }
+    const applied = this.appliedIndex
+    let ready = 0
+    while (ready < this.#waitingReads.length && this.#waitingReads[ready]!.index <= applied) ready++
+    for (const { reply } of this.#waitingReads.splice(0, ready)) reply(null)
+    this.core.step({ type: 'applied', index: applied })
+    if (this.core.dirty) this.#options.onDirty(this)
+  }
+
+  /** Answers every caller; nothing is accepted any more. */
+  stop(): void {
+    if (this.#stopped) return
+    this.#stopped = true
+    this.#loseWrites('lost')
+    for (const reply of this.#proposals.values()) reply(null, 'stopped')
+    for (const reply of this.#reads.values()) reply('stopped')
+    for (const { reply } of this.#waitingReads) reply('stopped')
+    this.#proposals.clear()
+    this.#reads.clear()
+    this.#waitingReads = []
+  }
+}
+
+function take<T>(map: Map<number, T>, id: number): T {
+  const value = map.get(id)!
+  map.delete(id)
+  return value
+}

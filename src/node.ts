@@ -1,0 +1,290 @@
+/**
+ * openNode(): puts the layers together into one embedded node.
+ *
+ * Invariants: 1. a node with data rejoins by what its folder says; only `bootstrap` creates a cluster; 2. `close` releases every connection, timer, file and thread, whatever failed before.
+ */
+import { EventEmitter } from 'node:events'
+import { ClosedError, InvalidArgumentError, QuorateError, RefusedError, UnavailableError } from './base/errors.js'
+import { type Runtime, systemRuntime } from './base/runtime.js'
+import { defaultLimits, type Limits } from './engine/command.js'
+import { type OpenDatabase, openLevel } from './engine/database.js'
+import { DataFolder, defaultTuning, Engine, type EngineTuning, type GroupStatus } from './engine/engine.js'
+import { checkIdentity } from './engine/identity.js'
+import type { KV } from './engine/kv.js'
+import { KvService } from './engine/kv-service.js'
+import {
+  type BootstrapOptions,
+  type ClusterMap,
+  checkNodeId,
+  decodeClusterMap,
+  encodeClusterMap,
+  makeClusterMap,
+  Router,
+} from './shard/cluster-map.js'
+import { KvClient } from './shard/kv-client.js'
+import { Messenger } from './transport/messenger.js'
+import type { Address, Transport } from './transport/transport.js'
+
+/** Options that every node takes. */
+interface CommonOptions {
+  /** How this node reaches the others: `tcp({ listen: '127.0.0.1:7001' })`, or an adapter of your own. The node owns it from now on. */
+  readonly transport: Transport
+  /** Deadline of KV operations that name none. Default 10 000. */
+  readonly requestTimeoutMs?: number
+  /** Bounds of keys and values; the same on every node. */
+  readonly limits?: Partial<Limits>
+  /** Timers and bounds of the consensus groups. */
+  readonly tuning?: Partial<EngineTuning>
+  /** Clock, chance and event loop; for simulations. */
+  readonly runtime?: Runtime
+}
+
+/** A node with data. */
+export interface MemberOptions extends CommonOptions {
+  readonly role?: 'member'
+  /** The data folder; made when it is not there. */
+  readonly location: string
+  /** This node's id; needed with `bootstrap`. With data in the folder it must be the folder's own. */
+  readonly id?: string
+  /** Creates a cluster when the folder has no data. The same on every node, and harmless once there is data. */
+  readonly bootstrap?: BootstrapOptions
+  /** Opens a database; for simulations. */
+  readonly openDatabase?: OpenDatabase
+}
+
+/** A node without data: the same object, asking others. */
+export interface ClientOptions extends CommonOptions {
+  readonly role: 'client'
+  /** Addresses of nodes of the cluster; one that answers is enough. */
+  readonly seeds: readonly Address[]
+  /** Ends the search for a seed that answers. Default: `requestTimeoutMs`. */
+  readonly openTimeoutMs?: number
+}
+
+export type NodeOptions = MemberOptions | ClientOptions
+
+/** What a node says of itself. */
+export interface NodeStatus {
+  readonly id: string
+  readonly role: 'member' | 'client'
+  readonly clusterId: string
+  /** The replicas on this node. */
+  readonly groups: readonly GroupStatus[]
+  /** Why this node, or a group of it, stopped serving; null while all is well. */
+  readonly failure: unknown
+  /** Log writes (fsyncs) since the node was opened. */
+  readonly logWrites: number
+}
+
+export interface NodeEvents {
+  /** A replica on this node changed its role, term or leader. */
+  status: [GroupStatus]
+  /** This node, or a group of it, stopped serving. */
+  failure: [unknown]
+}
+
+/** Rejects seeds that do not answer in this time and asks the next. */
+const describeTimeoutMs = 500
+
+/**
+ * Opens a node: with data in its folder it rejoins, with `bootstrap` it creates the cluster, as a client it asks the seeds.
+ *
+ * Rejects with InvalidArgumentError for wrong options, RefusedError `WRONG_NODE`, `WRONG_CLUSTER`, `WRONG_FOLDER` or `FOLDER_IN_USE` when the folder is not this
+ * node's, CorruptionError when it is damaged, UnavailableError when no seed answers.
+ *
+ * @example
+ * const node = await openNode({
+ *   location: './data', id: 'a', transport: tcp({ listen: '127.0.0.1:7001' }),
+ *   bootstrap: { nodes: [{ id: 'a', address: '127.0.0.1:7001' }] },
+ * })
+ * await node.kv.put('greeting', 'hello')
+ */
+export async function openNode(options: NodeOptions): Promise<Node> {
+  return options.role === 'client' ? openClient(options) : openMember(options)
+}
+
+async function openMember(options: MemberOptions): Promise<Node> {
+  const { location, transport, runtime = systemRuntime } = options
+  if (typeof location !== 'string' || location === '') throw new InvalidArgumentError('Expected `location` to name the data folder')
+  const tuning = { ...defaultTuning, ...options.tuning }
+  const limits = { ...defaultLimits, ...options.limits }
+  const asked = options.bootstrap === undefined ? undefined : makeClusterMap(options.bootstrap)
+  if (options.id !== undefined) checkNodeId(options.id)
+  const folder = await DataFolder.open(location, options.openDatabase ?? openLevel, tuning.cacheBytes)
+  const closers: (() => Promise<void> | void)[] = [() => folder.close()]
+  try {
+    const { nodeId, map } = await settleIdentity(location, folder, options.id, asked)
+    const router = new Router(map)
+    const messenger = new Messenger({ transport, runtime, clusterId: Buffer.from(map.clusterId, 'hex'), nodeId, openMethods: ['describe'] })
+    messenger.handle('describe', () => encodeClusterMap(map))
+    let node: Node | null = null
+    const engine = await Engine.open({
+      nodeId,
+      folder,
+      runtime,
+      messenger,
+      tuning,
+      addressOf: (id) => router.addressOf(id),
+      groups: map.groups.filter(({ members }) => members.includes(nodeId)),
+      onFailure: (error) => node?.fail(error),
+      onStatus: (status) => node?.emit('status', status),
+    })
+    closers.unshift(() => engine.close())
+    const service = new KvService({ host: engine.host, messenger, ownership: router, limits })
+    const client = makeClient(options, runtime, messenger, router, limits, { nodeId, service })
+    closers.unshift(() => client.close())
+    closers.splice(closers.length - 1, 0, () => messenger.close())
+    await messenger.open()
+    node = new Node({ id: nodeId, role: 'member', map, client, engine, closers })
+    return node
+  } catch (error) {
+    await closeAll(closers)
+    throw error
+  }
+}
+
+/** Who this folder is; claims it for a new cluster when it is empty. */
+async function settleIdentity(
+  location: string,
+  folder: DataFolder,
+  id: string | undefined,
+  asked: ClusterMap | undefined,
+): Promise<{ nodeId: string; map: ClusterMap }> {
+  const found = folder.identity()
+  if (found !== undefined) {
+    checkIdentity(location, found, { nodeId: id, clusterId: asked?.clusterId })
+    // Addresses may change, ids may not.
+    return { nodeId: found.nodeId, map: asked ?? decodeClusterMap(found.map) }
+  }
+  if (asked === undefined) throw new RefusedError('NO_DATA', `${location} holds no data, and only \`bootstrap\` creates a cluster`)
+  if (id === undefined) throw new InvalidArgumentError('Expected `id` to say which of the bootstrap nodes this is')
+  if (!asked.nodes.some((node) => node.id === id)) throw new InvalidArgumentError(`Node ${id} is not among the bootstrap nodes`)
+  await folder.claim({ nodeId: id, clusterId: asked.clusterId, map: encodeClusterMap(asked) })
+  return { nodeId: id, map: asked }
+}
+
+function makeClient(
+  options: CommonOptions,
+  runtime: Runtime,
+  messenger: Messenger,
+  router: Router,
+  limits: Limits,
+  local: { nodeId: string; service: KvService } | null,
+): KvClient {
+  const client = new KvClient({
+    runtime,
+    messenger,
+    router,
+    limits,
+    local,
+    requestTimeoutMs: options.requestTimeoutMs ?? 10_000,
+    attemptTimeoutMs: 1000,
+    maxWaitingOperations: 100_000,
+    maxWaitingBytes: 64 * 1024 * 1024,
+  })
+  messenger.onPeerState((address, state) => {
+    const peer = router.nodeAt(address)
+    if (peer === undefined) return
+    if (state === 'lost') client.onPeerLost(peer)
+    else client.onPeerConnected(peer)
+  })
+  return client
+}
+
+async function openClient(options: ClientOptions): Promise<Node> {
+  const { transport, seeds, runtime = systemRuntime, requestTimeoutMs = 10_000, openTimeoutMs = requestTimeoutMs } = options
+  if (seeds.length === 0) throw new InvalidArgumentError('Expected `seeds` to name at least one node')
+  const nodeId = `client-${Buffer.from(runtime.randomBytes(8)).toString('hex')}`
+  const messenger = new Messenger({ transport, runtime, clusterId: new Uint8Array(8), nodeId })
+  const closers: (() => Promise<void> | void)[] = [() => messenger.close()]
+  try {
+    await messenger.open()
+    const map = await describeCluster(messenger, seeds, runtime, openTimeoutMs)
+    messenger.setClusterId(Buffer.from(map.clusterId, 'hex'))
+    const client = makeClient(options, runtime, messenger, new Router(map), { ...defaultLimits, ...options.limits }, null)
+    closers.unshift(() => client.close())
+    return new Node({ id: nodeId, role: 'client', map, client, engine: null, closers })
+  } catch (error) {
+    await closeAll(closers)
+    throw error
+  }
+}
+
+async function describeCluster(messenger: Messenger, seeds: readonly Address[], runtime: Runtime, timeoutMs: number): Promise<ClusterMap> {
+  const deadlineMs = runtime.nowMs() + timeoutMs
+  let failure: unknown
+  for (let turn = 0; runtime.nowMs() < deadlineMs; turn++) {
+    const startMs = runtime.nowMs()
+    try {
+      return decodeClusterMap(await messenger.request(seeds[turn % seeds.length]!, 'describe', new Uint8Array(0), { timeoutMs: describeTimeoutMs }))
+    } catch (error) {
+      if (!(error instanceof QuorateError) || !error.retryable) throw error
+      failure = error
+      // A seed that refuses at once must not be asked in a tight loop.
+      if (runtime.nowMs() - startMs < 50) await new Promise<void>((resolve) => runtime.schedule(50, resolve))
+    }
+  }
+  throw new UnavailableError(`no seed answered within ${timeoutMs} ms: ${seeds.join(', ')}`, 'TIMEOUT', { cause: failure })
+}
+
+interface NodeParts {
+  readonly id: string
+  readonly role: 'member' | 'client'
+  readonly map: ClusterMap
+  readonly client: KvClient
+  readonly engine: Engine | null
+  /** In the order to close. */
+  readonly closers: (() => Promise<void> | void)[]
+}
+
+/** One embedded node. Made by `openNode`. */
+export class Node extends EventEmitter<NodeEvents> {
+  readonly id: string
+  /** The cluster's key-value store. */
+  readonly kv: KV
+  readonly #parts: NodeParts
+  #failure: unknown = null
+  #closing: Promise<void> | null = null
+
+  /** @internal */
+  constructor(parts: NodeParts) {
+    super()
+    this.#parts = parts
+    this.id = parts.id
+    this.kv = parts.client
+  }
+
+  status(): NodeStatus {
+    const { id, role, map, engine } = this.#parts
+    return { id, role, clusterId: map.clusterId, groups: engine?.status() ?? [], failure: this.#failure, logWrites: engine?.host.logWrites ?? 0 }
+  }
+
+  /** @internal */
+  fail(error: unknown): void {
+    this.#failure ??= error
+    this.emit('failure', error)
+  }
+
+  /** Closes the node; what waits rejects with ClosedError or OutcomeUnknownError. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= closeAll(this.#parts.closers)
+    return this.#closing
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+}
+
+/** Runs every closer, and rejects with the first failure afterwards. */
+async function closeAll(closers: readonly (() => Promise<void> | void)[]): Promise<void> {
+  const failures: unknown[] = []
+  for (const close of closers) {
+    try {
+      await close()
+    } catch (error) {
+      failures.push(error)
+    }
+  }
+  if (failures.length > 0) throw new ClosedError('the node was closed, but not everything could be written', { cause: failures[0] })
+}

@@ -1,0 +1,116 @@
+/**
+ * GroupRoute: where a client sends what it asks of one group, and what waits to be sent.
+ *
+ * Invariants: 1. at most one guess at a time: the leader that last answered, or a member that is not known to be lost, in turn; 2. after a refusal without a hint nothing
+ * is sent for a while that doubles up to a bound: a group without a leader is not flooded.
+ */
+import type { Cancel, Runtime } from '../base/runtime.js'
+import type { NodeId } from '../raft/types.js'
+import type { Operation, ReadOperation, ScanOperation, WriteOperation } from './operations.js'
+
+const firstPauseMs = 5
+const longestPauseMs = 80
+
+export interface GroupRouteOptions {
+  readonly group: number
+  readonly members: () => readonly NodeId[]
+  readonly runtime: Runtime
+  /** A pause is over: what waits can be sent. */
+  readonly onReady: () => void
+}
+
+export class GroupRoute {
+  readonly group: number
+  readonly #options: GroupRouteOptions
+  readonly #lost = new Set<NodeId>()
+  #leader: NodeId | null = null
+  #turn: number
+  #pauseMs = firstPauseMs
+  #cancelPause: Cancel | null = null
+  #writes: WriteOperation[] = []
+  #reads: ReadOperation[] = []
+  #scans: ScanOperation[] = []
+
+  constructor(options: GroupRouteOptions) {
+    this.group = options.group
+    this.#options = options
+    this.#turn = Math.floor(options.runtime.random() * 16)
+  }
+
+  add(operation: Operation): void {
+    if (operation.kind === 'write') this.#writes.push(operation)
+    else if (operation.kind === 'read') this.#reads.push(operation)
+    else this.#scans.push(operation)
+  }
+
+  /** False while the route pauses after a refusal. */
+  get ready(): boolean {
+    return this.#cancelPause === null
+  }
+
+  take(): { writes: WriteOperation[]; reads: ReadOperation[]; scans: ScanOperation[] } {
+    const taken = { writes: this.#writes, reads: this.#reads, scans: this.#scans }
+    this.#writes = []
+    this.#reads = []
+    this.#scans = []
+    return taken
+  }
+
+  /** The node to ask. */
+  target(): NodeId {
+    if (this.#leader !== null) return this.#leader
+    const members = this.#options.members()
+    for (let step = 0; step < members.length; step++) {
+      const member = members[(this.#turn + step) % members.length]!
+      if (!this.#lost.has(member)) return member
+    }
+    return members[this.#turn % members.length]!
+  }
+
+  /** A request was answered: this is the leader. */
+  confirm(target: NodeId): void {
+    this.#leader = target
+    this.#pauseMs = firstPauseMs
+  }
+
+  /** `from` is not the leader; it may know who is. */
+  redirect(from: NodeId, hint: NodeId): void {
+    if (hint !== '' && hint !== from && !this.#lost.has(hint) && this.#leader !== hint && this.#options.members().includes(hint)) {
+      this.#leader = hint
+    } else {
+      this.abandon(from)
+    }
+  }
+
+  /** `from` did not serve and named nobody else: the next one is asked after a pause. */
+  abandon(from: NodeId): void {
+    if (this.#leader === from) this.#leader = null
+    if (this.#cancelPause !== null) return
+    this.#turn++
+    this.backOff()
+  }
+
+  backOff(): void {
+    if (this.#cancelPause !== null) return
+    const { runtime, onReady } = this.#options
+    const pauseMs = this.#pauseMs * (0.5 + runtime.random())
+    this.#pauseMs = Math.min(this.#pauseMs * 2, longestPauseMs)
+    this.#cancelPause = runtime.schedule(pauseMs, () => {
+      this.#cancelPause = null
+      onReady()
+    })
+  }
+
+  markLost(node: NodeId): void {
+    this.#lost.add(node)
+    if (this.#leader === node) this.#leader = null
+  }
+
+  markConnected(node: NodeId): void {
+    this.#lost.delete(node)
+  }
+
+  close(): void {
+    this.#cancelPause?.()
+  }
+}

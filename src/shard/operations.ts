@@ -1,0 +1,73 @@
+/**
+ * Operations: what a caller asked of the KV client and still waits for. Each settles exactly once, by its answer, its deadline, its signal, or the client's end.
+ */
+import { OutcomeUnknownError, UnavailableError } from '../base/errors.js'
+import type { Command } from '../engine/command.js'
+import type { WaitOptions } from '../engine/kv.js'
+import type { ReadKey, ReadResult, ScanPage, ScanRequest } from '../engine/kv-protocol.js'
+
+export interface Waiting<Result> {
+  readonly deadlineMs: number
+  readonly resolve: (result: Result) => void
+  readonly reject: (error: unknown) => void
+  settled: boolean
+  /** A request that holds it was sent and may be done without our hearing of it. */
+  uncertain: boolean
+  /** Ends the watch on the caller's signal. */
+  detach: (() => void) | null
+}
+
+export interface WriteAnswer {
+  readonly version: number
+  readonly revision: number
+  /** A delete found nothing. */
+  readonly absent: boolean
+}
+
+export interface WriteOperation extends Waiting<WriteAnswer>, Command {
+  readonly kind: 'write'
+  readonly group: number
+}
+
+export interface ReadOperation extends Waiting<ReadResult | undefined>, ReadKey {
+  readonly kind: 'read'
+  readonly group: number
+}
+
+export interface ScanOperation extends Waiting<ScanPage> {
+  readonly kind: 'scan'
+  readonly group: number
+  readonly request: ScanRequest
+}
+
+export type Operation = WriteOperation | ReadOperation | ScanOperation
+
+/** Bytes that an operation adds to a request, roughly. */
+export function sizeOf(operation: Operation): number {
+  if (operation.kind === 'write') return operation.key.length + (operation.value?.length ?? 0) + 16
+  return operation.kind === 'read' ? operation.key.length + 8 : 64
+}
+
+/** The error of an operation whose time is up. */
+export function expiredError(operation: Operation): Error {
+  if (operation.kind === 'write' && operation.uncertain) {
+    return new OutcomeUnknownError('the deadline passed while the write was under way: it may have happened, or may yet happen')
+  }
+  return new UnavailableError('the deadline passed before the cluster could serve the request', 'TIMEOUT')
+}
+
+/** The error of an operation whose signal was aborted. */
+export function abortedError(operation: Operation, signal: AbortSignal): unknown {
+  if (operation.kind === 'write' && operation.uncertain) {
+    return new OutcomeUnknownError('aborted while the write was under way: it may have happened, or may yet happen', { cause: signal.reason })
+  }
+  return signal.reason
+}
+
+/** Watches a signal for an operation. Returns how to stop watching; null when there is none. */
+export function watchSignal({ signal }: WaitOptions, onAbort: (signal: AbortSignal) => void): (() => void) | null {
+  if (signal === undefined) return null
+  const listener = () => onAbort(signal)
+  signal.addEventListener('abort', listener, { once: true })
+  return () => signal.removeEventListener('abort', listener)
+}

@@ -1,0 +1,124 @@
+/**
+ * Scan over all groups: pages of each group merged into one sequence in key order.
+ *
+ * Invariants: 1. every key of the range appears once, in byte order; 2. a group's next page is asked for when its last one is used up, so memory is bounded by one page a
+ * group; 3. each page is a consistent, linearizable view of its group; a scan as a whole is not one point in time.
+ */
+import { asBuffer, toBytes } from '../base/bytes.js'
+import { InvalidArgumentError } from '../base/errors.js'
+import type { KeyLike, KeyValue, ScanOptions } from '../engine/kv.js'
+import type { ScanEntry, ScanPage, ScanRequest } from '../engine/kv-protocol.js'
+
+const firstPageEntries = 128
+const pageEntries = 1000
+const pageBytes = 512 * 1024
+
+export interface KeyRange {
+  readonly gte: Uint8Array
+  /** Null: to the end. */
+  readonly lt: Uint8Array | null
+}
+
+/** The bounds of a scan as one half-open range. Throws InvalidArgumentError. */
+export function rangeOf(options: ScanOptions): KeyRange {
+  const lowers: Buffer[] = [Buffer.alloc(0)]
+  const uppers: Buffer[] = []
+  if (options.prefix !== undefined) {
+    const end = prefixEnd(bound(options.prefix))
+    lowers.push(bound(options.prefix))
+    if (end !== null) uppers.push(end)
+  }
+  if (options.gte !== undefined) lowers.push(bound(options.gte))
+  if (options.gt !== undefined) lowers.push(after(bound(options.gt)))
+  if (options.lt !== undefined) uppers.push(bound(options.lt))
+  if (options.lte !== undefined) uppers.push(after(bound(options.lte)))
+  return { gte: lowers.sort(Buffer.compare).at(-1)!, lt: uppers.sort(Buffer.compare).at(0) ?? null }
+}
+
+function bound(key: KeyLike): Buffer {
+  if (typeof key !== 'string' && !(key instanceof Uint8Array))
+    throw new InvalidArgumentError(`Expected a bound of type string or Uint8Array, got ${typeof key}`)
+  return asBuffer(toBytes(key))
+}
+
+/** The least key greater than this one. */
+function after(key: Uint8Array): Buffer {
+  return Buffer.concat([key, Buffer.from([0])])
+}
+
+/** The least key that is greater than every key with this prefix; null when there is none. */
+function prefixEnd(prefix: Buffer): Buffer | null {
+  for (let at = prefix.length - 1; at >= 0; at--) {
+    if (prefix[at]! === 0xff) continue
+    const end = Buffer.from(prefix.subarray(0, at + 1))
+    end[at]!++
+    return end
+  }
+  return null
+}
+
+/** One group's part of a scan. */
+class GroupCursor {
+  readonly #fetch: (request: ScanRequest) => Promise<ScanPage>
+  readonly #reverse: boolean
+  #range: KeyRange
+  #entries: readonly ScanEntry[] = []
+  #at = 0
+  #more = true
+  #pages = 0
+
+  constructor(range: KeyRange, reverse: boolean, fetch: (request: ScanRequest) => Promise<ScanPage>) {
+    this.#range = range
+    this.#reverse = reverse
+    this.#fetch = fetch
+  }
+
+  get head(): ScanEntry | undefined {
+    return this.#entries[this.#at]
+  }
+
+  advance(): void {
+    this.#at++
+  }
+
+  get needsPage(): boolean {
+    return this.#at === this.#entries.length && this.#more
+  }
+
+  /** Fetches the next page; `wanted` entries at most will be used. */
+  async fill(wanted: number): Promise<void> {
+    const maxEntries = Math.min(wanted, this.#pages++ === 0 ? firstPageEntries : pageEntries)
+    const { entries, more } = await this.#fetch({ ...this.#range, reverse: this.#reverse, maxEntries, maxBytes: pageBytes })
+    this.#entries = entries
+    this.#at = 0
+    this.#more = more && entries.length > 0
+    const last = entries.at(-1)
+    if (last === undefined) return
+    this.#range = this.#reverse ? { ...this.#range, lt: Buffer.from(last.key) } : { ...this.#range, gte: after(last.key) }
+  }
+}
+
+export async function* scanGroups(
+  options: ScanOptions,
+  groups: readonly number[],
+  fetch: (group: number, request: ScanRequest) => Promise<ScanPage>,
+): AsyncGenerator<KeyValue, void, void> {
+  const { reverse = false, limit = Number.POSITIVE_INFINITY } = options
+  if (!(limit >= 0)) throw new InvalidArgumentError(`Expected \`limit\` to be a number of at least 0, got ${limit}`)
+  const range = rangeOf(options)
+  if (range.lt !== null && Buffer.compare(range.gte, range.lt) >= 0) return
+  const cursors = groups.map((group) => new GroupCursor(range, reverse, (request) => fetch(group, request)))
+  for (let left = Math.floor(limit); left > 0; left--) {
+    const empty = cursors.filter((cursor) => cursor.needsPage)
+    if (empty.length > 0) await Promise.all(empty.map((cursor) => cursor.fill(left)))
+    let best: GroupCursor | undefined
+    for (const cursor of cursors) {
+      if (cursor.head === undefined) continue
+      if (best === undefined || Buffer.compare(cursor.head.key, best.head!.key) < 0 !== reverse) best = cursor
+    }
+    if (best === undefined) return
+    const { key, value, version, revision } = best.head!
+    best.advance()
+    yield { key: Buffer.from(key), value: Buffer.from(value), version, revision }
+  }
+}
