@@ -22,7 +22,7 @@ import {
   Router,
 } from './shard/cluster-map.js'
 import { KvClient } from './shard/kv-client.js'
-import { Messenger } from './transport/messenger.js'
+import { Messenger, type Refusal } from './transport/messenger.js'
 import type { Address, Transport } from './transport/transport.js'
 
 /** Options that every node takes. */
@@ -81,6 +81,8 @@ export interface NodeEvents {
   status: [GroupStatus]
   /** This node, or a group of it, stopped serving. */
   failure: [unknown]
+  /** Something that does not belong here knocked, or this node was refused elsewhere: another cluster, another protocol, damaged or malformed bytes. */
+  refused: [Refusal]
 }
 
 /** Rejects seeds that do not answer in this time and asks the next. */
@@ -115,9 +117,16 @@ async function openMember(options: MemberOptions): Promise<Node> {
   try {
     const { nodeId, map } = await settleIdentity(location, folder, options.id, asked)
     const router = new Router(map)
-    const messenger = new Messenger({ transport, runtime, clusterId: Buffer.from(map.clusterId, 'hex'), nodeId, openMethods: ['describe'] })
-    messenger.handle('describe', () => encodeClusterMap(map))
     let node: Node | null = null
+    const messenger = new Messenger({
+      transport,
+      runtime,
+      clusterId: Buffer.from(map.clusterId, 'hex'),
+      nodeId,
+      openMethods: ['describe'],
+      onRefused: (refusal) => node?.emit('refused', refusal),
+    })
+    messenger.handle('describe', () => encodeClusterMap(map))
     const engine = await Engine.open({
       nodeId,
       folder,
