@@ -1,7 +1,7 @@
 /**
  * GroupRoute: where a client sends what it asks of one group, and what waits to be sent.
  *
- * Invariants: 1. at most one guess at a time: the leader that last answered, or a member that is not known to be lost, in turn; 2. after a refusal without a hint nothing
+ * Invariants: 1. at most one guess at a time: the leader that last answered, or the members in turn, those just lost left out; 2. after a refusal without a hint nothing
  * is sent for a while that doubles up to a bound: a group without a leader is not flooded.
  */
 import type { Cancel, Runtime } from '../base/runtime.js'
@@ -10,6 +10,8 @@ import type { Operation, ReadOperation, ScanOperation, WriteOperation } from './
 
 const firstPauseMs = 5
 const longestPauseMs = 80
+/** Followers name a dead leader until they elect another. A node that is back must be found soon all the same, so being lost wears off. */
+const lostForMs = 150
 
 export interface GroupRouteOptions {
   readonly group: number
@@ -22,7 +24,8 @@ export interface GroupRouteOptions {
 export class GroupRoute {
   readonly group: number
   readonly #options: GroupRouteOptions
-  readonly #lost = new Set<NodeId>()
+  /** Nodes whose connection was lost a moment ago, and until when that keeps us from asking them. */
+  readonly #lostUntilMs = new Map<NodeId, number>()
   #leader: NodeId | null = null
   #turn: number
   #pauseMs = firstPauseMs
@@ -62,7 +65,7 @@ export class GroupRoute {
     const members = this.#options.members()
     for (let step = 0; step < members.length; step++) {
       const member = members[(this.#turn + step) % members.length]!
-      if (!this.#lost.has(member)) return member
+      if (!this.#isLost(member)) return member
     }
     return members[this.#turn % members.length]!
   }
@@ -75,7 +78,7 @@ export class GroupRoute {
 
   /** `from` is not the leader; it may know who is. */
   redirect(from: NodeId, hint: NodeId): void {
-    if (hint !== '' && hint !== from && !this.#lost.has(hint) && this.#leader !== hint && this.#options.members().includes(hint)) {
+    if (hint !== '' && hint !== from && !this.#isLost(hint) && this.#leader !== hint && this.#options.members().includes(hint)) {
       this.#leader = hint
     } else {
       this.abandon(from)
@@ -102,12 +105,16 @@ export class GroupRoute {
   }
 
   markLost(node: NodeId): void {
-    this.#lost.add(node)
+    this.#lostUntilMs.set(node, this.#options.runtime.nowMs() + lostForMs)
     if (this.#leader === node) this.#leader = null
   }
 
   markConnected(node: NodeId): void {
-    this.#lost.delete(node)
+    this.#lostUntilMs.delete(node)
+  }
+
+  #isLost(node: NodeId): boolean {
+    return (this.#lostUntilMs.get(node) ?? 0) > this.#options.runtime.nowMs()
   }
 
   close(): void {

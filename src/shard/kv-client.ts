@@ -247,8 +247,8 @@ export class KvClient implements KV {
     writer.reset()
     if (target === local?.nodeId) {
       this.#encode(kind, operations)
-      // The log keeps a write's bytes, so they must be its own.
-      const payload = kind === RequestKind.write ? Buffer.from(writer.view()) : writer.view()
+      // The service keeps the bytes beyond this call, so they must be its own.
+      const payload = Buffer.from(writer.view())
       local.service.handle(kind, route.group, payload, (status, body) => this.#receive(requestId, status, new Reader(body)))
       return
     }
