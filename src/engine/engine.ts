@@ -135,6 +135,7 @@ export class Engine {
   async #load(group: number, members: readonly NodeId[]): Promise<Replica> {
     const { nodeId, runtime, tuning, folder, onFailure } = this.#options
     let machine: KvMachine | null = null
+    let core: RaftCore | null = null
     const store = new StateStore({
       database: folder.state,
       group,
@@ -142,6 +143,7 @@ export class Engine {
       decode: decodeRecord,
       flushBytes: tuning.flushBytes,
       flushAfterMs: tuning.flushAfterMs,
+      durableIndex: () => core?.status().durableIndex ?? 0,
       beforeFreeze: () => machine?.saveShards(),
       onFailure,
     })
@@ -155,7 +157,7 @@ export class Engine {
         `the state of group ${group} reaches index ${store.appliedIndex}, its log only ${lastIndex}: a part of the log is lost`,
       )
     }
-    const core = new RaftCore({
+    core = new RaftCore({
       id: nodeId,
       configuration: { voters: members, learners: [], votersOutgoing: [] },
       hardState,

@@ -52,6 +52,7 @@ export class Host {
   #cancelTick: Cancel | null = null
   #tickAtMs = Number.POSITIVE_INFINITY
   #stopped = false
+  #failed = false
   /** Log writes done, for those who count fsyncs. */
   logWrites = 0
 
@@ -183,14 +184,15 @@ export class Host {
     this.#writing = this.#options.log.write(works).then(
       () => {
         this.#writing = null
-        if (this.#stopped) return
         for (const member of members) this.#finishWrite(member)
         this.#cycle()
       },
       (error: unknown) => {
         this.#writing = null
-        for (const replica of this.replicas) replica.stop()
+        this.#failed = true
         this.#stopped = true
+        this.#cancelTick?.()
+        for (const replica of this.replicas) replica.stop()
         this.#options.onFailure(error)
       },
     )
@@ -203,10 +205,9 @@ export class Host {
     const released = member.released
     member.writingSequence = 0
     member.released = []
-    if (replica.stopped) return
     this.#guard(replica, () => {
       replica.core.step({ type: 'persisted', sequence })
-      this.#release(replica, released)
+      if (!replica.stopped) this.#release(replica, released)
     })
     this.wake(replica)
   }
@@ -269,11 +270,16 @@ export class Host {
     this.#scheduleTick()
   }
 
-  /** Stops all replicas and waits for the write in flight. */
+  /** Stops all replicas, and writes what they have already put out: their state may be ahead of their log no more. */
   async stop(): Promise<void> {
     this.#stopped = true
     this.#cancelTick?.()
     for (const replica of this.replicas) replica.stop()
     await this.#writing
+    if (this.#works.length === 0 || this.#failed) return
+    const works = this.#works
+    this.#works = []
+    await this.#options.log.write(works)
+    for (const { group, work } of works) this.#members.get(group)!.replica.core.step({ type: 'persisted', sequence: work.sequence })
   }
 }

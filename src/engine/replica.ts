@@ -137,7 +137,10 @@ export class Replica {
     if (this.#applying || this.#stopped) return
     try {
       const deadlineMs = this.#options.runtime.nowMs() + applySliceMs
+      this.#store.flushIfDue()
       while (this.appliedIndex < this.core.commitIndex) {
+        // The host applies again after its next log write.
+        if (this.#store.awaitsLog) return
         if (this.#store.congested) return this.#continueAfter(this.#store.flushed())
         const entries = this.core.entries(this.appliedIndex + 1, this.core.commitIndex, applyReadBytes)
         if (entries.length === 0) return this.#continueAfter(this.#applyFromLog())

@@ -7,7 +7,9 @@
  *    So the database is at any moment the state at exactly its applied index, unless a power loss took an unsynced batch out of the middle.
  * 3. That loss shows as a gap in the chain of fences: `open` then reports index 0 and empties the group, and the log is replayed from its start.
  * 4. The previous overlay never changes; it stays as a cache when its flush is done, until the next one replaces it.
- * 5. At most one flush is under way; the host stops applying while `congested`.
+ * 5. A flush never holds an entry that is not yet durable in this node's own log: the leader applies on its followers' word, and a log that ends before the
+ *    state would make the next start impossible.
+ * 6. At most one flush is under way; the host stops applying while `congested` or while `awaitsLog`.
  *
  * Layout (docs/formats.md): group, shard, type, rest; shard 0xffff holds the group's own records.
  */
@@ -35,6 +37,8 @@ export interface StateStoreOptions {
   readonly flushBytes: number
   /** … or its oldest change is so old. */
   readonly flushAfterMs: number
+  /** The last entry that is durable in this node's log. */
+  readonly durableIndex: () => number
   /** Called right before an overlay is frozen: the last moment to put records into it. */
   readonly beforeFreeze: () => void
   /** A flush failed: the group must stop. */
@@ -59,6 +63,8 @@ export class StateStore {
   #fences: number[] = []
   #flushing: Promise<void> | null = null
   #cancelTimer: (() => void) | null = null
+  /** A flush is wanted, and starts as soon as it may. */
+  #due = false
   #failed = false
 
   constructor(options: StateStoreOptions) {
@@ -107,6 +113,11 @@ export class StateStore {
     return this.#flushing !== null && this.#active.bytes > 2 * this.#options.flushBytes
   }
 
+  /** True while a flush is due and waits for the log: the host goes on when its next log write is done. */
+  get awaitsLog(): boolean {
+    return this.#due && this.#flushing === null && !this.#failed && this.#appliedIndex > this.#options.durableIndex()
+  }
+
   /** Resolves when the flush under way is done. */
   async flushed(): Promise<void> {
     await this.#flushing
@@ -133,19 +144,26 @@ export class StateStore {
   /** All effects of the log up to this index are in; called between entries only. */
   advance(index: number): void {
     this.#appliedIndex = index
-    if (this.#flushing !== null || this.#failed) return
-    if (this.#active.bytes >= this.#options.flushBytes) this.#startFlush()
+    if (this.#active.bytes >= this.#options.flushBytes) this.#due = true
     else if (index !== this.#flushedIndex) this.#cancelTimer ??= this.#options.runtime.schedule(this.#options.flushAfterMs, () => this.#onTimer())
+    this.flushIfDue()
   }
 
   #onTimer(): void {
     this.#cancelTimer = null
-    if (this.#flushing === null && !this.#failed) this.#startFlush()
+    this.#due = true
+    this.flushIfDue()
+  }
+
+  /** Starts the flush that is due, if it may start now; called between entries only. */
+  flushIfDue(): void {
+    if (!this.#due || this.#flushing !== null || this.#failed || this.#appliedIndex > this.#options.durableIndex()) return
+    this.#due = false
+    this.#stopTimer()
+    if (this.#appliedIndex !== this.#flushedIndex) this.#startFlush()
   }
 
   #startFlush(): void {
-    this.#stopTimer()
-    if (this.#appliedIndex === this.#flushedIndex) return
     this.#options.beforeFreeze()
     this.#previous = this.#active
     this.#active = new Overlay()
@@ -192,10 +210,12 @@ export class StateStore {
     batch.put(this.#databaseKey(barrierKey), encodeIndex(this.#barrierIndex))
   }
 
-  /** Writes all that is applied to the database. Rejects when that failed. */
+  /** Writes all that is applied to the database, unless storage failed. */
   async close(): Promise<void> {
-    while (!this.#failed && (this.#flushing !== null || this.#appliedIndex !== this.#flushedIndex)) {
-      if (this.#flushing === null) this.#startFlush()
+    await this.#flushing
+    while (!this.#failed && this.#appliedIndex !== this.#flushedIndex && this.#appliedIndex <= this.#options.durableIndex()) {
+      this.#due = true
+      this.flushIfDue()
       await this.#flushing
     }
     this.#stopTimer()

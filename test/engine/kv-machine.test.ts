@@ -65,6 +65,7 @@ class Fixture {
       decode: decodeRecord,
       flushBytes: 1_000_000,
       flushAfterMs: 100_000,
+      durableIndex: () => Number.MAX_SAFE_INTEGER,
       beforeFreeze: () => machine?.saveShards(),
       onFailure: (error) => {
         throw error

@@ -23,7 +23,7 @@ class TextRecord implements StateRecord {
   }
 }
 
-function makeStore(database: Database, flushBytes = 2000): StateStore {
+function makeStore(database: Database, flushBytes = 2000, durableIndex = () => Number.MAX_SAFE_INTEGER): StateStore {
   return new StateStore({
     database,
     group,
@@ -31,6 +31,7 @@ function makeStore(database: Database, flushBytes = 2000): StateStore {
     decode: (_key, bytes) => new TextRecord(Buffer.from(bytes).toString()),
     flushBytes,
     flushAfterMs: 1,
+    durableIndex,
     beforeFreeze: () => {},
     onFailure: (error) => {
       throw error
@@ -153,6 +154,27 @@ describe('StateStore', () => {
       expect(holed.appliedIndex).to.equal(0)
       expect(holed.get('key1')).to.equal(undefined)
       expect(await collect(holed, '', '\xff', false)).to.deep.equal([])
+    }))
+
+  it('hazard D1.7: never flushes what the log does not hold durably, and asks the host to wait instead', () =>
+    withDatabase(async (database) => {
+      let durable = 0
+      const store = makeStore(database, 1, () => durable)
+      await store.open()
+      store.set('a', new TextRecord('1'))
+      store.advance(1)
+      expect(store.awaitsLog).to.equal(true)
+      await store.close()
+      const behind = makeStore(database)
+      await behind.open()
+      expect(behind.appliedIndex).to.equal(0)
+      durable = 1
+      expect(store.awaitsLog).to.equal(false)
+      store.flushIfDue()
+      await store.close()
+      const again = makeStore(database)
+      await again.open()
+      expect(again.appliedIndex).to.equal(1)
     }))
 
   it('keeps the number of fences bounded by durability barriers', () =>
