@@ -1,0 +1,56 @@
+/**
+ * A process that makes load: either a client of one of the systems, or a quorate node that can also make load from inside.
+ * Commands: `preload`, `measure` (a cell), and for a quorate node `status`.
+ */
+
+import { childArgument, serve } from '../scripts/child.js'
+import { type Node, openNode } from '../src/node.js'
+import { tcp } from '../src/transport/tcp.js'
+import { EtcdConnection } from './etcd-client.js'
+import { type CellOptions, measure, type Operations, preload } from './load.js'
+
+export type LoadProcessArgument =
+  | { readonly system: 'etcd'; readonly address: string }
+  | { readonly system: 'quorate-client'; readonly seeds: readonly string[] }
+  | {
+      readonly system: 'quorate-node'
+      readonly id: string
+      readonly location: string
+      readonly nodes: readonly { readonly id: string; readonly address: string }[]
+      readonly groups: number
+    }
+
+/** What `status` tells of a quorate node. */
+export interface LoadProcessStatus {
+  readonly groups: number
+  readonly groupsLed: number
+  readonly logWrites: number
+}
+
+const argument = childArgument<LoadProcessArgument>()
+
+function openQuorate(options: Exclude<LoadProcessArgument, { system: 'etcd' }>): Promise<Node> {
+  if (options.system === 'quorate-client') return openNode({ role: 'client', transport: tcp(), seeds: options.seeds })
+  const { id, location, nodes, groups } = options
+  const listen = nodes.find((node) => node.id === id)!.address
+  return openNode({ id, location, transport: tcp({ listen }), bootstrap: { nodes, groups } })
+}
+
+function offer(operations: Operations, close: () => Promise<void>, more: Record<string, () => unknown> = {}): void {
+  serve({ preload: () => preload(operations), measure: (cell: CellOptions) => measure(operations, cell), ...more }, close)
+}
+
+if (argument.system === 'etcd') {
+  const connection = await EtcdConnection.open(argument.address)
+  offer(connection, async () => connection.close())
+} else {
+  const node = await openQuorate(argument)
+  const { kv } = node
+  const operations: Operations = { put: (key, value) => kv.put(key, value), get: async (key) => (await kv.get(key))?.value }
+  offer(operations, () => node.close(), {
+    status: (): LoadProcessStatus => {
+      const { groups, logWrites } = node.status()
+      return { groups: groups.length, groupsLed: groups.filter(({ role }) => role === 'leader').length, logWrites }
+    },
+  })
+}

@@ -1,0 +1,128 @@
+/**
+ * A closed loop of concurrent callers: each starts its next operation when its last one is done, as callers of a library do.
+ *
+ * 1. What completes during the warm-up, or after the time is up, is not counted. 2. Every latency that counts is kept: percentiles are exact.
+ * 3. An operation that fails ends the measurement with its error; a rate with failures in it means nothing.
+ */
+import { performance } from 'node:perf_hooks'
+
+export type OperationName = 'put' | 'get'
+
+/** What a system under test offers to the loop. */
+export interface Operations {
+  put(key: Uint8Array, value: Uint8Array): Promise<unknown>
+  /** Linearizable; must resolve to the value. */
+  get(key: Uint8Array): Promise<Uint8Array | undefined>
+}
+
+export interface CellOptions {
+  readonly operation: OperationName
+  readonly callers: number
+  readonly warmUpMs: number
+  readonly durationMs: number
+}
+
+/** One measured cell of the table. */
+export interface CellResult {
+  readonly operations: number
+  readonly opsPerSecond: number
+  readonly p50Ms: number
+  readonly p99Ms: number
+  readonly maxMs: number
+  /** The longest time in which not one operation of any caller completed. */
+  readonly longestStallMs: number
+}
+
+export const keyCount = 100_000
+export const valueBytes = 100
+
+/** The keys: eight bytes each, the same for every system, known before the clock starts. */
+export const keys: readonly Uint8Array[] = Array.from({ length: keyCount }, (_, number) => Buffer.from(`k${String(number).padStart(7, '0')}`))
+
+/** Values are windows of one random block, so that no store gains by compressing them. */
+const randomBlock = crypto.getRandomValues(new Uint8Array(1 << 16))
+
+function randomKey(): Uint8Array {
+  return keys[Math.floor(Math.random() * keyCount)]!
+}
+
+function randomValue(): Uint8Array {
+  const start = Math.floor(Math.random() * (randomBlock.length - valueBytes))
+  return randomBlock.subarray(start, start + valueBytes)
+}
+
+/** Latencies of a cell; grows by doubling, since the rate is not known before. */
+class Samples {
+  #values = new Float64Array(1 << 16)
+  #count = 0
+
+  get count(): number {
+    return this.#count
+  }
+
+  add(value: number): void {
+    if (this.#count === this.#values.length) {
+      const larger = new Float64Array(this.#values.length * 2)
+      larger.set(this.#values)
+      this.#values = larger
+    }
+    this.#values[this.#count++] = value
+  }
+
+  sorted(): Float64Array {
+    return this.#values.subarray(0, this.#count).sort()
+  }
+}
+
+/** Writes every key once, so that each get finds a value. */
+export async function preload(operations: Operations, callers = 256): Promise<void> {
+  let next = 0
+  const work = async () => {
+    for (let number = next++; number < keyCount; number = next++) await operations.put(keys[number]!, randomValue())
+  }
+  await Promise.all(Array.from({ length: callers }, work))
+}
+
+/** Runs one cell. */
+export async function measure(operations: Operations, options: CellOptions): Promise<CellResult> {
+  const samples = new Samples()
+  const startMs = performance.now()
+  const countFromMs = startMs + options.warmUpMs
+  const endMs = countFromMs + options.durationMs
+  let lastCompletionMs = countFromMs
+  let longestStallMs = 0
+
+  const once =
+    options.operation === 'put'
+      ? () => operations.put(randomKey(), randomValue())
+      : async () => {
+          const value = await operations.get(randomKey())
+          if (value?.length !== valueBytes)
+            throw new Error(`a get resolved to ${value?.length ?? 'no'} bytes, not to the ${valueBytes} that were put`)
+        }
+  const caller = async () => {
+    for (;;) {
+      const begunMs = performance.now()
+      if (begunMs >= endMs) return
+      await once()
+      const doneMs = performance.now()
+      if (doneMs < countFromMs || doneMs > endMs) continue
+      samples.add(doneMs - begunMs)
+      longestStallMs = Math.max(longestStallMs, doneMs - lastCompletionMs)
+      lastCompletionMs = doneMs
+    }
+  }
+  await Promise.all(Array.from({ length: options.callers }, caller))
+  if (samples.count === 0) throw new Error(`no ${options.operation} completed in ${options.durationMs} ms`)
+  longestStallMs = Math.max(longestStallMs, endMs - lastCompletionMs)
+  const sorted = samples.sorted()
+  const quantile = (fraction: number) => sorted[Math.min(sorted.length - 1, Math.floor(fraction * sorted.length))]!
+  return {
+    operations: sorted.length,
+    opsPerSecond: sorted.length / (options.durationMs / 1000),
+    p50Ms: quantile(0.5),
+    p99Ms: quantile(0.99),
+    maxMs: sorted[sorted.length - 1]!,
+    longestStallMs,
+  }
+}

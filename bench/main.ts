@@ -1,0 +1,84 @@
+/**
+ * `npm run bench`: puts and linearizable gets of a three-node quorate cluster, alone or in turn with etcd. Method, pitfalls and figures: README.md here.
+ *
+ * 1. Systems take turns within one run (A B A B …) and only one of them runs at a time. 2. Progress goes to stderr; the table, and with `--json` the JSON as the last
+ * line, go to stdout. 3. No process outlives the run.
+ */
+import { loadavg } from 'node:os'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Workplace } from '../scripts/workplace.js'
+import type { CellOptions, CellResult } from './load.js'
+import { type BenchOptions, parseOptions, usage } from './options.js'
+import { formatTable, type Measurement, makeReport } from './report.js'
+import { etcdSystem, findProgram, quorateSystem, type System } from './systems.js'
+
+/** Time for the disk to write back what a system left, before the other one starts. */
+const settleMs = 1000
+
+function progress(line: string): void {
+  process.stderr.write(`${line}\n`)
+}
+
+async function measureSystem(system: System, options: BenchOptions, isFirstRound: boolean): Promise<Measurement[]> {
+  const measurements: Measurement[] = []
+  const sources = await system.start()
+  if (isFirstRound) {
+    progress(`${system.name}: writing the keys`)
+    await sources[0]!.process.ask('preload')
+  }
+  for (const source of sources) {
+    // Everything is fresh in each round, compiled code included: one cell that does not count.
+    await source.process.ask<CellResult>('measure', { operation: 'put', callers: 64, warmUpMs: 0, durationMs: 1500 } satisfies CellOptions)
+    for (const op of options.operations) {
+      for (const callers of options.callers) {
+        const cell: CellOptions = { operation: op, callers, warmUpMs: options.warmUpSeconds * 1000, durationMs: options.seconds * 1000 }
+        const logWritesBefore = await system.logWrites()
+        const result = await source.process.ask<CellResult>('measure', cell)
+        const logWritesAfter = await system.logWrites()
+        // The servers count from before the warm-up: take the measured share of it.
+        const share = options.seconds / (options.seconds + options.warmUpSeconds)
+        const logWrites = logWritesBefore === undefined ? undefined : (logWritesAfter! - logWritesBefore) * share
+        measurements.push({ system: source.system, op, callers, logWrites, ...result })
+        progress(
+          `${source.system} ${op} ${callers}: ${Math.round(result.opsPerSecond)} ops/s, p50 ${result.p50Ms.toFixed(2)} ms, p99 ${result.p99Ms.toFixed(2)} ms`,
+        )
+      }
+    }
+  }
+  await system.stop()
+  await sleep(settleMs)
+  return measurements
+}
+
+async function run(options: BenchOptions): Promise<void> {
+  const etcdProgram = findProgram('etcd')
+  if (options.peer === 'etcd' && etcdProgram === undefined) {
+    throw new Error('there is no etcd program on the PATH, and this installs nothing (Debian has it in etcd-server)')
+  }
+  const workplace = new Workplace('quorate-bench')
+  try {
+    const systems = [await quorateSystem(workplace, options.groups)]
+    if (options.peer === 'etcd') systems.push(await etcdSystem(workplace, etcdProgram!))
+    const cells = (options.peer === undefined ? 2 : 3) * options.operations.length * options.callers.length * options.rounds
+    progress(
+      `${cells} cells, about ${Math.ceil((cells * (options.seconds + options.warmUpSeconds)) / 60)} minutes; load average before the start: ${loadavg()[0]!.toFixed(2)}`,
+    )
+    const measurements: Measurement[] = []
+    for (let round = 0; round < options.rounds; round++) {
+      for (const system of systems) measurements.push(...(await measureSystem(system, options, round === 0)))
+    }
+    const report = makeReport(measurements)
+    console.log(formatTable(measurements, report, options.seconds))
+    if (options.json) console.log(JSON.stringify(report))
+  } finally {
+    await workplace.close()
+  }
+}
+
+try {
+  if (process.argv.includes('--help')) console.log(usage)
+  else await run(parseOptions(process.argv.slice(2)))
+} catch (error) {
+  console.error(error instanceof Error ? error : String(error))
+  process.exitCode = 1
+}

@@ -1,0 +1,66 @@
+/** The options of `npm run bench`. */
+import { parseArgs } from 'node:util'
+import type { OperationName } from './load.js'
+
+export interface BenchOptions {
+  readonly seconds: number
+  readonly warmUpSeconds: number
+  readonly callers: readonly number[]
+  readonly operations: readonly OperationName[]
+  readonly rounds: number
+  readonly groups: number
+  readonly peer: 'etcd' | undefined
+  readonly json: boolean
+}
+
+export const usage = `npm run bench -- [options]
+
+  --seconds N       measured seconds of a cell (default 5)
+  --warm-up N       seconds before that which do not count (default 1)
+  --callers LIST    concurrent callers (default 1,16,64,256)
+  --ops LIST        put, get (default put,get)
+  --rounds N        how often each system runs (default 1; 3 with a peer); the table has the medians
+  --groups N        Raft groups of the quorate cluster (default 3)
+  --peer etcd       runs a three-member etcd in turn with it, when there is an etcd program; installs nothing
+  --json            prints the rows and ratios as JSON on the last line
+`
+
+function numberOption(name: string, text: string, least: number): number {
+  const value = Number(text)
+  if (!Number.isFinite(value) || value < least) throw new Error(`Expected --${name} to be a number of at least ${least}, got ${JSON.stringify(text)}`)
+  return value
+}
+
+function wholeNumberOption(name: string, text: string): number {
+  const value = numberOption(name, text, 1)
+  if (!Number.isInteger(value)) throw new Error(`Expected --${name} to be whole, got ${JSON.stringify(text)}`)
+  return value
+}
+
+/** Throws an Error that names the option when one is wrong. */
+export function parseOptions(args: readonly string[]): BenchOptions {
+  const text = { type: 'string' } as const
+  const { values } = parseArgs({
+    args: [...args],
+    options: {
+      ...{ seconds: text, 'warm-up': text, callers: text, ops: text, rounds: text, groups: text, peer: text },
+      json: { type: 'boolean' },
+    },
+  })
+  const { peer } = values
+  if (peer !== undefined && peer !== 'etcd') throw new Error(`Expected --peer to be etcd, got ${JSON.stringify(peer)}`)
+  const operations = (values.ops ?? 'put,get').split(',').map((name): OperationName => {
+    if (name !== 'put' && name !== 'get') throw new Error(`Expected --ops to list put and get, got ${JSON.stringify(name)}`)
+    return name
+  })
+  return {
+    seconds: numberOption('seconds', values.seconds ?? '5', 0.1),
+    warmUpSeconds: numberOption('warm-up', values['warm-up'] ?? '1', 0),
+    callers: (values.callers ?? '1,16,64,256').split(',').map((count) => wholeNumberOption('callers', count)),
+    operations,
+    rounds: wholeNumberOption('rounds', values.rounds ?? (peer === undefined ? '1' : '3')),
+    groups: wholeNumberOption('groups', values.groups ?? '3'),
+    peer,
+    json: values.json ?? false,
+  }
+}
