@@ -115,9 +115,20 @@ export class MemoryNetwork {
     this.peerStates = options.peerStates ?? true
   }
 
-  /** An end at an address. A later one at the same address takes its place once the earlier is closed: a restart. */
-  transport(address: Address): Transport {
-    return new MemoryTransport(this, address)
+  /**
+   * An end at an address. A later one at the same address takes its place once the earlier is closed or crashed: a restart. With a runtime of its own, frames
+   * are handed over by that: what comes while a simulated process is paused waits for it.
+   */
+  transport(address: Address, options?: { readonly runtime?: Runtime | undefined }): Transport {
+    return new MemoryTransport(this, address, options?.runtime ?? null)
+  }
+
+  /**
+   * The process at this address is gone: from now on its end neither sends nor receives, and the address is free. Its peers hear of it as of a close, unless
+   * `silent`: the whole machine is gone.
+   */
+  crash(address: Address, options?: { readonly silent?: boolean }): void {
+    this.#ends.get(address)?.crash(options?.silent ?? false)
   }
 
   /** Sets how all links fare that have no settings of their own. */
@@ -258,12 +269,14 @@ class MemoryTransport implements Transport {
   #onPeerState: PeerStateHandler | null = null
   #state: 'new' | 'open' | 'closed' = 'new'
   #nextTurn: (() => void)[] = []
+  readonly #runtime: Runtime | null
   /** Bytes under way to this end. */
   queuedBytes = 0
 
-  constructor(network: MemoryNetwork, address: Address) {
+  constructor(network: MemoryNetwork, address: Address, runtime: Runtime | null) {
     if (address === '' || address === '*' || address.includes('\0')) throw new InvalidArgumentError(`no address for a memory network: '${address}'`)
     this.#network = network
+    this.#runtime = runtime
     this.address = address
   }
 
@@ -301,7 +314,13 @@ class MemoryTransport implements Transport {
   }
 
   arrive(from: MemoryTransport, frame: Buffer): void {
-    if (this.#network.peerStates && !this.#known.has(from)) this.#meet(from)
+    if (this.#runtime === null) this.#handOver(from, frame)
+    else this.#runtime.defer(() => this.#handOver(from, frame))
+  }
+
+  #handOver(from: MemoryTransport, frame: Buffer): void {
+    if (this.#state !== 'open') return
+    if (this.#network.peerStates && !this.#known.has(from) && from.#state === 'open') this.#meet(from)
     try {
       this.#onFrame?.(from.address, frame)
     } catch {
@@ -325,12 +344,16 @@ class MemoryTransport implements Transport {
   }
 
   async close(): Promise<void> {
-    if (this.#state === 'closed') return
+    this.crash(false)
+  }
+
+  crash(silent: boolean): void {
     const wasOpen = this.#state === 'open'
     this.#state = 'closed'
     this.#onFrame = null
     if (!wasOpen) return
     this.#network.detach(this)
+    if (silent) return
     for (const other of this.#known) {
       this.#network.tell(this.address, other.address, () => {
         if (other.#known.delete(this)) other.#lost(this.address)

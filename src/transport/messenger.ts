@@ -300,28 +300,28 @@ export class Messenger implements MessengerFace {
     const theirs = reader.clusterId
     if (own) return Trust.full
     if (!this.#clusterKnown || !isKnown(theirs)) return Trust.stranger
-    if (!sameBytes(theirs, this.#clusterId)) {
-      this.counters.wrongCluster++
-      this.#answerRefusal(peer, reader, RefusalReason.wrongCluster)
-      this.#refuse('wrong-cluster', peer.address, `node ${nodeId} is of cluster ${hex(theirs)}`)
-      return Trust.none
-    }
-    if (nodeId === this.#nodeId) {
-      this.counters.wrongNode++
-      this.#answerRefusal(peer, reader, RefusalReason.wrongNode)
-      this.#refuse('wrong-node', peer.address, `another node says that it is ${nodeId}, as this one is`)
+    const wrongCluster = !sameBytes(theirs, this.#clusterId)
+    if (wrongCluster || nodeId === this.#nodeId) {
+      // A frame with nothing but a refusal is not refused in turn: that would never end.
+      if (!hasMoreThanRefusal(reader)) return Trust.none
+      if (wrongCluster) {
+        this.counters.wrongCluster++
+        this.#answerRefusal(peer, RefusalReason.wrongCluster)
+        this.#refuse('wrong-cluster', peer.address, `node ${nodeId} is of cluster ${hex(theirs)}`)
+      } else {
+        this.counters.wrongNode++
+        this.#answerRefusal(peer, RefusalReason.wrongNode)
+        this.#refuse('wrong-node', peer.address, `another node says that it is ${nodeId}, as this one is`)
+      }
       return Trust.none
     }
     peer.lastHeader = encodeHeader(theirs, nodeId)
     return Trust.full
   }
 
-  #answerRefusal(peer: Peer, reader: FrameReader, reason: number): void {
-    let answer = false
-    while (reader.next()) if (reader.channel !== SystemChannel.refused) answer = true
-    reader.rewind()
+  #answerRefusal(peer: Peer, reason: number): void {
     const nowMs = this.#runtime.nowMs()
-    if (!answer || nowMs - peer.lastRefusalMs < refusalIntervalMs) return
+    if (nowMs - peer.lastRefusalMs < refusalIntervalMs) return
     peer.lastRefusalMs = nowMs
     this.#outbox.begin(peer, SystemChannel.refused, 1)?.u8(reason)
   }
@@ -399,6 +399,13 @@ export class Messenger implements MessengerFace {
     this.#requests.peerRefused(peer, error)
     this.#refuse('refused-by-peer', peer.address, error.message)
   }
+}
+
+function hasMoreThanRefusal(reader: FrameReader): boolean {
+  let more = false
+  while (reader.next()) if (reader.channel !== SystemChannel.refused) more = true
+  reader.rewind()
+  return more
 }
 
 function warn(error: unknown): void {
