@@ -137,7 +137,7 @@ export class Cluster {
       lastIndex: entries.length,
       snapshotIndex: 0,
       snapshotTerm: 0,
-      commitIndex: Math.min(replica.appliedIndex, entries.length),
+      commitIndex: replica.appliedIndex,
       nowMs: this.nowMs,
       electionTimeoutMs: 100,
       heartbeatIntervalMs: 10,
@@ -245,8 +245,12 @@ export class Cluster {
     const { commitIndex } = replica.core
     if (replica.appliedIndex >= commitIndex) return false
     const inMemory = replica.core.entries(replica.appliedIndex + 1, commitIndex, Number.POSITIVE_INFINITY)
-    const entries = inMemory.length > 0 ? inMemory : replica.disk.entries.slice(replica.appliedIndex, commitIndex)
+    // The disk may still hold what a truncation under way replaces: only what the core knows by the same term is in its log.
+    const onDisk = () =>
+      replica.disk.entries.slice(replica.appliedIndex, commitIndex).filter(({ index, term }) => replica.core.termAt(index) === term)
+    const entries = inMemory.length > 0 ? inMemory : onDisk()
     for (const entry of entries) {
+      if (entry.index !== replica.appliedIndex + 1) break
       this.#checkApplied(replica.id, entry)
       replica.applied.push(entry)
       replica.appliedIndex = entry.index
@@ -352,13 +356,14 @@ export class Cluster {
     const replica = this.get(id)
     replica.isUp = false
     replica.pending = []
+    // A state store never keeps what its log could still lose: that is its host's part of the bargain.
+    replica.appliedIndex = Math.min(replica.appliedIndex, replica.core.status().durableIndex)
   }
 
   restart(id: NodeId): void {
     const replica = this.get(id)
     replica.isUp = true
     replica.pending = []
-    replica.appliedIndex = Math.min(replica.appliedIndex, replica.disk.entries.length)
     this.#seen.delete(id)
     replica.core = this.#makeCore(replica)
   }
