@@ -1,0 +1,70 @@
+/**
+ * When to look again. There is no watch on KV yet, so waiters poll; the pauses are such that many waiters cost little and a release is still seen soon.
+ *
+ * 1. The pause grows with the time that the present holder has had the lock (an eighth of it): who holds for long is asked seldom, and the wait gets at most an eighth longer.
+ * 2. It grows with the place in the queue: half of the time that it will take to come to the head, at the pace seen so far. Halving, a waiter is awake when its turn comes, after a
+ * number of polls that grows with the logarithm of its place only. (Pauses proportional to the place alone overslept: each hand-over then waited for a sleeper.)
+ * 3. All pauses are drawn at random from a quarter around their length, so that waiters do not step together. 4. Contended writes back off at random, doubling.
+ */
+import type { Cancel, Runtime } from '../base/runtime.js'
+
+const minimumPollMs = 25
+const maximumPollMs = 500
+/** For whoever is not the head. Below `skipGraceMs`, or the living would be taken for dead. */
+const maximumFarPollMs = 1000
+const firstConflictMs = 8
+const maximumConflictMs = 1000
+const firstTroubleMs = 50
+const maximumTroubleMs = 1000
+
+/** How fast a queue moves, as one waiter sees it. */
+export class Pace {
+  #place = -1
+  #atMs = 0
+  #msPerPlace = minimumPollMs
+
+  observe(place: number, nowMs: number): void {
+    if (place === this.#place) return
+    if (place < this.#place) this.#msPerPlace = (nowMs - this.#atMs) / (this.#place - place)
+    this.#place = place
+    this.#atMs = nowMs
+  }
+
+  get msPerPlace(): number {
+    return this.#msPerPlace
+  }
+}
+
+/** `heldForMs`: 0 while nobody holds the lock. */
+export function pollDelayMs(heldForMs: number, place: number, pace: Pace, runtime: Runtime): number {
+  const wantedMs = Math.max(heldForMs / 8, (place * pace.msPerPlace) / 2, minimumPollMs)
+  return Math.min(wantedMs, place === 0 ? maximumPollMs : maximumFarPollMs) * (0.75 + 0.5 * runtime.random())
+}
+
+/** After so many lost races for the record in a row. */
+export function conflictDelayMs(conflicts: number, runtime: Runtime): number {
+  return Math.min(firstConflictMs * 2 ** Math.min(conflicts, 10), maximumConflictMs) * runtime.random()
+}
+
+/** After so many failures of the store in a row. */
+export function troubleDelayMs(failures: number, runtime: Runtime): number {
+  return Math.min(firstTroubleMs * 2 ** Math.min(failures, 10), maximumTroubleMs) * (0.5 + 0.5 * runtime.random())
+}
+
+/** Resolves after the delay, or at once when the signal aborts: the caller looks at the signal anyway. */
+export function pause(runtime: Runtime, delayMs: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) {
+      resolve()
+      return
+    }
+    let cancel: Cancel = () => {}
+    const end = () => {
+      cancel()
+      signal.removeEventListener('abort', end)
+      resolve()
+    }
+    signal.addEventListener('abort', end, { once: true })
+    cancel = runtime.schedule(delayMs, end)
+  })
+}

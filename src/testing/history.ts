@@ -1,0 +1,230 @@
+/**
+ * Histories: what clients asked of a KV store and what they were told, one line for each operation, and the recorder that makes them. `history-checker.ts` judges them.
+ *
+ * A line is JSON: `{client, call, ret, op, key, value, version, result}`, with `ifVersion`, `ifRevision`, `revision` and `deleted` where they apply.
+ *
+ * Invariants: 1. `call` is read before the operation is handed to the store and `ret` after its answer, from one clock that never shows the same time twice: so
+ * `ret` before `call` means «before» and all else is concurrent; 2. an operation stands in the history from its call on: a client that dies in the middle leaves one of unknown outcome;
+ * 3. whatever the recorder does not understand is `unknown`, which the checker allows to have happened or not: never the reverse.
+ */
+import { ConditionFailedError, InvalidArgumentError, OverloadedError, UnavailableError } from '../base/errors.js'
+import { type Runtime, systemRuntime } from '../base/runtime.js'
+import type { DeleteResult, KeyLike, KeyValue, KV, ReadOptions, ScanOptions, ValueLike, WriteOptions, WriteResult } from '../engine/kv.js'
+
+/**
+ * `ok`; `condition-failed`: certainly not done, and `version` is what the key had instead; `failed`: certainly not done, for a reason that says nothing of the key;
+ * `unknown`: done at some time after the call, or never.
+ */
+export type OperationResult = 'ok' | 'condition-failed' | 'failed' | 'unknown'
+
+export interface Operation {
+  readonly client: string
+  /** Milliseconds. */
+  readonly call: number
+  /** Milliseconds; null while, or when, no answer came. */
+  ret: number | null
+  readonly op: 'get' | 'put' | 'delete'
+  /** The key as text; `0x…` in hexadecimal when it is not UTF-8 or starts so itself. */
+  readonly key: string
+  /** What a put wrote or a get read, coded like the key; null when a get found nothing. Long values stand as `0x…` of their beginning, their length and a checksum. */
+  value: string | null
+  /** After an `ok`: the version that the key had, for a get, or has now, for a write; 0 when it is absent. After `condition-failed`: the version found. Null when not known. */
+  version: number | null
+  result: OperationResult
+  readonly ifVersion?: number
+  readonly ifRevision?: number
+  /** The revision that goes with `version`; absent when not known. */
+  revision?: number
+  /** Of a delete: whether there was something to delete. */
+  deleted?: boolean
+}
+
+const maxValueBytes = 64
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
+
+function toText(input: string | Uint8Array): string {
+  if (typeof input === 'string') return input.startsWith('0x') ? hexadecimal(new TextEncoder().encode(input)) : input
+  try {
+    const text = utf8.decode(input)
+    return text.startsWith('0x') ? hexadecimal(input) : text
+  } catch {
+    return hexadecimal(input)
+  }
+}
+
+function hexadecimal(bytes: Uint8Array): string {
+  return `0x${Buffer.from(bytes).toString('hex')}`
+}
+
+/** Values are only ever compared: of a long one its length, its beginning and a 64-bit checksum (two FNV-1a with different starts) are kept. */
+function valueText(value: ValueLike): string {
+  const bytes = typeof value === 'string' ? new TextEncoder().encode(value) : value
+  if (bytes.length <= maxValueBytes) return toText(bytes)
+  let low = 0x811c9dc5
+  let high = 0x01234567
+  for (const byte of bytes) {
+    low = Math.imul(low ^ byte, 0x01000193)
+    high = Math.imul(high ^ byte, 0x01000193) ^ (high >>> 15)
+  }
+  return `${hexadecimal(bytes.subarray(0, 16))}…${bytes.length}/${(low >>> 0).toString(16)}${(high >>> 0).toString(16)}`
+}
+
+export class History {
+  readonly operations: Operation[] = []
+  readonly #runtime: Runtime
+  #lastMs = 0
+
+  constructor(options: { readonly runtime?: Runtime } = {}) {
+    this.#runtime = options.runtime ?? systemRuntime
+  }
+
+  /** The time, in milliseconds, later than every time given before. */
+  now(): number {
+    // Ten nanoseconds: above the resolution of a double for years of milliseconds.
+    this.#lastMs = Math.max(this.#runtime.nowMs(), this.#lastMs + 1e-5)
+    return this.#lastMs
+  }
+
+  /** Adds an operation that starts now, of unknown outcome until told otherwise. */
+  begin(
+    operation: Pick<Operation, 'client' | 'op'> &
+      Pick<WriteOptions, 'ifVersion' | 'ifRevision'> & { readonly key: KeyLike; readonly value?: ValueLike },
+  ): Operation {
+    const { client, op, key, value, ifVersion, ifRevision } = operation
+    const begun: Operation = {
+      client,
+      call: this.now(),
+      ret: null,
+      op,
+      key: toText(key),
+      value: value === undefined ? null : valueText(value),
+      version: null,
+      result: 'unknown',
+      ...(ifVersion === undefined ? {} : { ifVersion }),
+      ...(ifRevision === undefined ? {} : { ifRevision }),
+    }
+    this.operations.push(begun)
+    return begun
+  }
+
+  /** One JSON line for each operation, in the order of their calls. */
+  toLines(): string {
+    return this.operations.map((operation) => `${JSON.stringify(operation)}\n`).join('')
+  }
+
+  static fromLines(lines: string): Operation[] {
+    return lines
+      .split('\n')
+      .filter((line) => line !== '')
+      .map((line) => JSON.parse(line) as Operation)
+  }
+}
+
+/**
+ * The same KV, with every operation of this client written down. `getMany` and `scan` count as one get for each key that they return (what a scan does not return is not
+ * written down).
+ *
+ * @example
+ * const history = new History()
+ * const client = recordHistory(kv, history, 'client-1')
+ * await client.put('k', 'v')
+ * assertLinearizable(history.operations)
+ */
+export function recordHistory(kv: KV, history: History, client: string): KV {
+  const read = (operation: Operation, entry: KeyValue | undefined) => {
+    operation.ret = history.now()
+    operation.result = 'ok'
+    operation.value = entry === undefined ? null : valueText(entry.value)
+    operation.version = entry?.version ?? 0
+    if (entry !== undefined) operation.revision = entry.revision
+  }
+  const fail = (operation: Operation, error: unknown) => {
+    if (error instanceof ConditionFailedError) {
+      operation.ret = history.now()
+      operation.result = 'condition-failed'
+      operation.version = error.actualVersion
+      operation.revision = error.actualRevision
+    } else if (
+      operation.op === 'get' ||
+      error instanceof UnavailableError ||
+      error instanceof OverloadedError ||
+      error instanceof InvalidArgumentError
+    ) {
+      operation.ret = history.now()
+      operation.result = 'failed'
+    }
+    // Anything else leaves the outcome unknown, as it stands.
+  }
+  return {
+    async get(key: KeyLike, options?: ReadOptions) {
+      const operation = history.begin({ client, op: 'get', key })
+      try {
+        const entry = await kv.get(key, options)
+        read(operation, entry)
+        return entry
+      } catch (error) {
+        fail(operation, error)
+        throw error
+      }
+    },
+    async getMany(keys: readonly KeyLike[], options?: ReadOptions) {
+      const operations = keys.map((key) => history.begin({ client, op: 'get', key }))
+      try {
+        const entries = await kv.getMany(keys, options)
+        for (const [position, operation] of operations.entries()) read(operation, entries[position])
+        return entries
+      } catch (error) {
+        for (const operation of operations) fail(operation, error)
+        throw error
+      }
+    },
+    async put(key: KeyLike, value: ValueLike, options: WriteOptions = {}): Promise<WriteResult> {
+      const operation = history.begin({ client, op: 'put', key, value, ifVersion: options.ifVersion, ifRevision: options.ifRevision })
+      try {
+        const result = await kv.put(key, value, options)
+        operation.ret = history.now()
+        operation.result = 'ok'
+        operation.version = result.version
+        operation.revision = result.revision
+        return result
+      } catch (error) {
+        fail(operation, error)
+        throw error
+      }
+    },
+    async delete(key: KeyLike, options: WriteOptions = {}): Promise<DeleteResult> {
+      const operation = history.begin({ client, op: 'delete', key, ifVersion: options.ifVersion, ifRevision: options.ifRevision })
+      try {
+        const result = await kv.delete(key, options)
+        operation.ret = history.now()
+        operation.result = 'ok'
+        operation.version = 0
+        operation.deleted = result.deleted
+        if (result.deleted) operation.revision = result.revision
+        return result
+      } catch (error) {
+        fail(operation, error)
+        throw error
+      }
+    },
+    async *scan(options?: ScanOptions) {
+      // An entry was read at some time between the call of the scan and its arrival here.
+      const call = history.now()
+      for await (const entry of kv.scan(options)) {
+        const operation: Operation = {
+          client,
+          call,
+          ret: null,
+          op: 'get',
+          key: toText(entry.key),
+          value: null,
+          version: null,
+          result: 'unknown',
+        }
+        read(operation, entry)
+        history.operations.push(operation)
+        yield entry
+      }
+    },
+  }
+}
