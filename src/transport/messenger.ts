@@ -57,7 +57,7 @@ export interface MessengerOptions {
   readonly nodeId: string
   /** Methods that a node may ask for without knowing the cluster id. Default none. */
   readonly openMethods?: readonly string[] | undefined
-  /** Told of each refusal. Called often under attack: it must be cheap. */
+  /** Told of refusals: of each, up to 100 per second and peer. (All are counted.) */
   readonly onRefused?: ((refusal: Refusal) => void) | undefined
   /** Told when a handler throws what is not a QuorateError: a bug. Default: a process warning. */
   readonly onHandlerError?: ((error: unknown, where: string) => void) | undefined
@@ -107,6 +107,9 @@ const always = bit(SystemChannel.refused)
 
 /** How often one peer is told that it is refused. */
 const refusalIntervalMs = 100
+
+/** Refusals of one peer that `onRefused` is told of. */
+const maxReportsPerSecond = 100
 
 const RefusalReason = { wrongCluster: 1, wrongNode: 2 } as const
 
@@ -260,8 +263,15 @@ export class Messenger implements MessengerFace {
     }
   }
 
-  #refuse(kind: Refusal['kind'], from: Address, detail: string): void {
-    this.#onRefused?.({ kind, from, detail })
+  /** Reports a refusal, but not without end: under attack the report must not cost more than the frame. */
+  #refuse(kind: Refusal['kind'], peer: Peer, detail: () => string): void {
+    if (this.#onRefused === undefined) return
+    const nowMs = this.#runtime.nowMs()
+    if (nowMs - peer.reportsSinceMs >= 1000) {
+      peer.reportsSinceMs = nowMs
+      peer.reports = 0
+    }
+    if (peer.reports++ < maxReportsPerSecond) this.#onRefused({ kind, from: peer.address, detail: detail() })
   }
 
   #receive(from: Address, frame: Uint8Array, own: boolean): void {
@@ -271,14 +281,14 @@ export class Messenger implements MessengerFace {
     counters.bytesReceived += frame.length
     const reader = new FrameReader(frame)
     const problem = reader.check()
+    const peer = this.#outbox.peer(from)
     if (problem !== null) {
       if (problem === 'bad-checksum') counters.badChecksum++
       else if (problem === 'wrong-protocol') counters.wrongProtocol++
       else counters.malformed++
-      this.#refuse(problem, from, `frame of ${frame.length} bytes`)
+      this.#refuse(problem, peer, () => `frame of ${frame.length} bytes`)
       throw new CorruptionError(`frame from ${from} is ${problem}`, 'MALFORMED')
     }
-    const peer = this.#outbox.peer(from)
     let trust: Trust = Trust.full
     let allowed = -1
     if (peer.lastHeader === null || !reader.startsWith(peer.lastHeader)) {
@@ -307,11 +317,11 @@ export class Messenger implements MessengerFace {
       if (wrongCluster) {
         this.counters.wrongCluster++
         this.#answerRefusal(peer, RefusalReason.wrongCluster)
-        this.#refuse('wrong-cluster', peer.address, `node ${nodeId} is of cluster ${hex(theirs)}`)
+        this.#refuse('wrong-cluster', peer, () => `node ${nodeId} is of cluster ${hex(theirs)}`)
       } else {
         this.counters.wrongNode++
         this.#answerRefusal(peer, RefusalReason.wrongNode)
-        this.#refuse('wrong-node', peer.address, `another node says that it is ${nodeId}, as this one is`)
+        this.#refuse('wrong-node', peer, () => `another node says that it is ${nodeId}, as this one is`)
       }
       return Trust.none
     }
@@ -333,7 +343,7 @@ export class Messenger implements MessengerFace {
       if (trust !== Trust.full && (channel >= 16 || (allowed & (1 << channel)) === 0)) {
         if (trust === Trust.stranger) {
           counters.notOpen++
-          this.#refuse('not-open', peer.address, `channel ${channel} needs the cluster id`)
+          this.#refuse('not-open', peer, () => `channel ${channel} needs the cluster id`)
         }
         continue
       }
@@ -343,7 +353,7 @@ export class Messenger implements MessengerFace {
       } catch (error) {
         if (error instanceof CorruptionError) {
           counters.malformed++
-          this.#refuse('malformed', peer.address, `channel ${channel}: ${error.message}`)
+          this.#refuse('malformed', peer, () => `channel ${channel}: ${error.message}`)
         } else {
           counters.handlerErrors++
           this.#onHandlerError(error, `channel ${channel}`)
@@ -387,7 +397,7 @@ export class Messenger implements MessengerFace {
 
   #unknownChannel(peer: Peer, channel: number): void {
     this.counters.unknownChannel++
-    this.#refuse('unknown-channel', peer.address, `channel ${channel}`)
+    this.#refuse('unknown-channel', peer, () => `channel ${channel}`)
   }
 
   #refusedByPeer(peer: Peer, reason: number): void {
@@ -397,7 +407,7 @@ export class Messenger implements MessengerFace {
         ? new RefusedError('WRONG_NODE', `${peer.address} has the same node id as this node, ${this.#nodeId}`)
         : new RefusedError('WRONG_CLUSTER', `${peer.address} belongs to another cluster`)
     this.#requests.peerRefused(peer, error)
-    this.#refuse('refused-by-peer', peer.address, error.message)
+    this.#refuse('refused-by-peer', peer, () => error.message)
   }
 }
 

@@ -14,7 +14,11 @@ export class Peer {
   sender: Sender
   /** The header of the last frame from a full peer: one that begins with it again needs no further look. */
   lastHeader: Uint8Array | null = null
+  /** When it was last told that it is refused. */
   lastRefusalMs = Number.NEGATIVE_INFINITY
+  /** Refusals reported of it, and since when they are counted. */
+  reports = 0
+  reportsSinceMs = Number.NEGATIVE_INFINITY
   outgoing: OutgoingStreams | null = null
   incoming: IncomingStreams | null = null
   /** Requests of this peer that are being handled, by their id. */

@@ -261,14 +261,13 @@ export class TcpConnection {
     this.close()
   }
 
-  /** Looks after the time. `stalled`: this process itself was held up, so that silence proves nothing. */
-  sweep(nowMs: number, stalled: boolean): void {
+  /** Looks after the time. What this process itself was held up for does not count against the other side: its bytes may wait to be read. */
+  sweep(nowMs: number, heldUpMs: number): void {
     const limits = this.#limits
-    if (stalled) {
-      this.#receivedMs = nowMs
-      this.#flushedMs = nowMs
-      if (this.#partialSinceMs >= 0) this.#partialSinceMs = nowMs
-    }
+    if (this.#receivedMs >= 0) this.#receivedMs += heldUpMs
+    this.#flushedMs += heldUpMs
+    this.#sinceMs += heldUpMs
+    if (this.#partialSinceMs >= 0) this.#partialSinceMs += heldUpMs
     // Reading a clock for every chunk costs more than this resolution is worth.
     if (this.#receivedMs < 0) this.#receivedMs = nowMs
     if (this.state !== 'open') {

@@ -52,7 +52,8 @@ export interface TcpOptions {
 const firstBackoffMs = 20
 const maxRefusedBackoffMs = 100
 const maxBackoffMs = 1000
-const sweepIntervalMs = 250
+/** Time limits are looked at so often, or four times in the shortest of them. */
+const maxSweepIntervalMs = 250
 /** How long `close` waits for what is written to leave. */
 const closeGraceMs = 200
 const idleRouteMs = 60_000
@@ -79,6 +80,7 @@ export class TcpTransport implements Transport {
   readonly #options: TcpOptions
   readonly #runtime: Runtime
   readonly #limits: ConnectionLimits
+  readonly #sweepIntervalMs: number
   readonly #incarnation: Uint8Array
   readonly #listen: { host: string; port: number } | null
   readonly #routes = new Map<Address, Route>()
@@ -110,6 +112,11 @@ export class TcpTransport implements Transport {
       silenceTimeoutMs: options.silenceTimeoutMs ?? 10_000,
       pingIntervalMs: options.pingIntervalMs ?? 2000,
     }
+    const { handshakeTimeoutMs, frameTimeoutMs, silenceTimeoutMs, pingIntervalMs } = this.#limits
+    this.#sweepIntervalMs = Math.max(
+      10,
+      Math.min(maxSweepIntervalMs, Math.min(handshakeTimeoutMs, frameTimeoutMs, silenceTimeoutMs, pingIntervalMs) / 4),
+    )
     this.#incarnation = this.#runtime.randomBytes(8)
     this.#listen = options.listen === undefined ? null : parseAddress(options.listen)
     if (this.#listen === null) {
@@ -352,14 +359,14 @@ export class TcpTransport implements Transport {
   #watch(): void {
     if (this.#cancelSweep !== null || this.#state === 'closed') return
     this.#sweptMs = this.#runtime.nowMs()
-    this.#cancelSweep = this.#runtime.schedule(sweepIntervalMs, () => this.#sweep())
+    this.#cancelSweep = this.#runtime.schedule(this.#sweepIntervalMs, () => this.#sweep())
   }
 
   #sweep(): void {
     this.#cancelSweep = null
     const nowMs = this.#runtime.nowMs()
-    const stalled = nowMs - this.#sweptMs > 4 * sweepIntervalMs
-    for (const connection of [...this.#connections]) connection.sweep(nowMs, stalled)
+    const heldUpMs = Math.max(0, nowMs - this.#sweptMs - this.#sweepIntervalMs)
+    for (const connection of [...this.#connections]) connection.sweep(nowMs, heldUpMs)
     for (const route of [...this.#routes.values()]) {
       if (route.connection !== null || route.waiting.length > 0) route.usedMs = nowMs
       else if (nowMs - Math.max(route.usedMs, route.nextDialMs) > idleRouteMs) this.#routes.delete(route.address)

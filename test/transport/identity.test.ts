@@ -172,7 +172,8 @@ describe('Messenger: bad frames', () => {
     for (let length = 1; length < sound.length; length++) attacker.send('node', sound.subarray(0, length))
     await world.runtime.advance(1)
     expect(delivered).to.have.length(0)
-    expect(node.refusals).to.have.length(sound.length - 1)
+    const { badChecksum, malformed } = node.messenger.counters
+    expect(badChecksum + malformed).to.equal(sound.length - 1)
     await stillServes()
   })
 
@@ -212,6 +213,17 @@ describe('Messenger: bad frames', () => {
     expect(node.refusals).to.have.length(bodies.length - 1 + 0)
     expect(delivered).to.have.length(0)
     expect(node.handlerErrors).to.deep.equal([])
+    await stillServes()
+  })
+
+  it('hazard E1.13: a frame of a hundred thousand sections costs no hundred thousand reports', async () => {
+    const { world, node, attacker, stillServes } = await attacked(1)
+    const builder = new FrameBuilder(encodeHeader(clusterId, 'node-attacker'), 1_000_000)
+    for (let number = 0; number < 100_000; number++) builder.begin(200, 0)
+    attacker.send('node', builder.seal())
+    await world.runtime.advance(1)
+    expect(node.messenger.counters.unknownChannel).to.equal(100_000)
+    expect(node.refusals).to.have.length(100)
     await stillServes()
   })
 
