@@ -141,6 +141,8 @@ export class Host {
     for (const message of output.sendNow) this.#send(replica, message)
     if (output.persist !== null) {
       this.#addWork(replica.group, output.persist)
+      // Acknowledgements of entries that are cut before they were written: they would claim what the disk never held.
+      if (output.persist.truncateFrom !== null) member.waiting = member.waiting.filter(({ term }) => term === replica.core.term)
       member.waitingSequence = output.persist.sequence
     }
     if (output.sendAfterPersist.length > 0) {
@@ -157,16 +159,24 @@ export class Host {
     }
   }
 
-  /** What a group produced over several cycles while a write was in flight becomes one record, unless it cuts back. */
+  /** What a group produced over several cycles while a write was in flight becomes one record: what was cut meanwhile is never written. */
   #addWork(group: number, work: PersistWork): void {
-    const at = this.#works.findLastIndex((other) => other.group === group)
+    const at = this.#works.findIndex((other) => other.group === group)
     const before = this.#works[at]?.work
-    if (before === undefined || work.truncateFrom !== null) {
+    if (before === undefined) {
       this.#works.push({ group, work })
       return
     }
-    const entries = work.entries.length === 0 ? before.entries : before.entries.concat(work.entries)
-    this.#works[at] = { group, work: { ...before, sequence: work.sequence, hardState: work.hardState ?? before.hardState, entries } }
+    const { sequence, truncateFrom } = work
+    const kept = truncateFrom === null ? before.entries : before.entries.filter(({ index }) => index < truncateFrom)
+    const merged: PersistWork = {
+      sequence,
+      hardState: work.hardState ?? before.hardState,
+      // Where entries that were waiting are cut, the log on disk is not.
+      truncateFrom: kept.length > 0 ? before.truncateFrom : truncateFrom,
+      entries: work.entries.length === 0 ? kept : kept.concat(work.entries),
+    }
+    this.#works[at] = { group, work: merged }
   }
 
   #startWrite(): void {

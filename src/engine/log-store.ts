@@ -81,7 +81,7 @@ export class LogStore {
     return { term, vote: vote === '' ? null : vote }
   }
 
-  /** Writes the work of several groups in one synced batch. A rejection is final: the caller must not write again (the state on disk is unknown). */
+  /** Writes the work of several groups, one of each, in one synced batch. A rejection is final: the caller must not write again (the state on disk is unknown). */
   async write(works: readonly GroupWork[]): Promise<void> {
     const batch = this.#database.batch()
     for (const { group, work } of works) {

@@ -1,0 +1,70 @@
+/** The host's cycle over a real core and real databases: what happens while a log write is in flight, and what a replica applies. */
+import { expect } from 'chai'
+import { withFolder } from '../support/folders.js'
+import { EngineFixture, putEntry, turns, until } from './support/engine-fixture.js'
+
+async function withEngine(run: (fixture: EngineFixture) => Promise<void>): Promise<void> {
+  await withFolder(async (folder) => {
+    const fixture = new EngineFixture(folder)
+    await fixture.open()
+    try {
+      await run(fixture)
+    } finally {
+      await fixture.close()
+    }
+  })
+}
+
+const run = (first: number, last: number, term: number) =>
+  Array.from({ length: last - first + 1 }, (_, at) => putEntry(first + at, term, `k${first + at}`, `term ${term}`))
+
+describe('Host', () => {
+  it('hazard D1.6, D2.12: entries that are cut while they wait for the disk leave nothing behind: the log opens again', () =>
+    withEngine(async (fixture) => {
+      // What waits behind the write in flight, and where the next leader cuts: before all of it, in its midst, and twice.
+      const cuts: [waiting: [number, number][], cutFrom: number[]][] = [
+        [[[7, 9]], [6]],
+        [[[7, 9]], [8]],
+        [[[7, 8]], [4]],
+        [[[7, 12]], [10, 8]],
+        [[[7, 12]], [10, 7]],
+        [[[7, 12]], [10, 5]],
+        [
+          [
+            [7, 8],
+            [9, 12],
+          ],
+          [9, 5, 4],
+        ],
+      ]
+      let term = 1
+      let expected = new Map<number, number>()
+      for (const [waiting, cutFrom] of cuts) {
+        // A new leader replaces all but the first entry.
+        term++
+        fixture.append('a', term, expected.size === 0 ? [0, 0] : [1, expected.get(1)!], expected.size === 0 ? run(1, 3, term) : run(2, 3, term))
+        expected = new Map([1, 2, 3].map((index) => [index, index === 1 && expected.size > 0 ? expected.get(1)! : term]))
+        await until(() => fixture.status.durableIndex === 3)
+        fixture.logGate.close()
+        const grow = async (first: number, last: number) => {
+          fixture.append('a', term, [first - 1, expected.get(first - 1)!], run(first, last, term))
+          for (let index = first; index <= last; index++) expected.set(index, term)
+          await turns()
+        }
+        await grow(4, 6)
+        for (const [first, last] of waiting) await grow(first, last)
+        for (const from of cutFrom) {
+          term++
+          for (const index of [...expected.keys()]) if (index >= from) expected.delete(index)
+          await grow(from, from + 1)
+        }
+        fixture.logGate.open()
+        await until(() => fixture.status.durableIndex === expected.size)
+        await fixture.close()
+        await fixture.open()
+        expect(fixture.status.lastIndex, `cut from ${cutFrom}`).to.equal(expected.size)
+        const { core } = fixture.engine.host.replica(1)!
+        for (const [index, entryTerm] of expected) expect(core.termAt(index), `term at ${index} after a cut from ${cutFrom}`).to.equal(entryTerm)
+      }
+    }))
+})
