@@ -8,6 +8,7 @@
  * 3. A read runs when the state has reached the index that the core confirmed for it.
  * 4. Applying runs in slices of a few milliseconds and pauses while the state store is congested.
  */
+import { CorruptionError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import { type Consensus, EntryKind, type NodeId, type Output } from '../raft/types.js'
 import type { CommandResult } from './command.js'
@@ -160,14 +161,15 @@ export class Replica {
   async #applyFromLog(): Promise<void> {
     const first = this.appliedIndex + 1
     const entries = await this.#options.log.read(this.group, first, this.core.commitIndex, applyReadBytes)
-    if (entries[0]?.index !== first || this.#stopped) {
-      if (this.#stopped) return
-      throw new Error(`group ${this.group}: committed entry ${first} is not in the log`)
-    }
+    if (this.#stopped) return
     for (const entry of entries) {
-      if (entry.term !== this.core.termAt(entry.index)) throw new Error(`group ${this.group}: entry ${entry.index} of the log has another term`)
+      // From here on the core has cut the log, in memory and perhaps not yet on disk: what replaced this entry is in its memory.
+      if (entry.index !== this.appliedIndex + 1 || entry.term !== this.core.termAt(entry.index)) break
       const results = entry.kind === EntryKind.command ? this.machine.apply(entry.data) : []
       this.#finishEntry(entry.index, entry.term, results)
+    }
+    if (this.appliedIndex < first && this.core.entries(first, first, 1).length === 0) {
+      throw new CorruptionError(`group ${this.group}: committed entry ${first} is not in the log`)
     }
     this.#reportApplied()
   }

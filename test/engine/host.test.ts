@@ -1,7 +1,8 @@
 /** The host's cycle over a real core and real databases: what happens while a log write is in flight, and what a replica applies. */
 import { expect } from 'chai'
+import { shardOf } from '../../src/engine/command.js'
 import { withFolder } from '../support/folders.js'
-import { EngineFixture, putEntry, turns, until } from './support/engine-fixture.js'
+import { EngineFixture, putEntry, testShards, turns, until } from './support/engine-fixture.js'
 
 async function withEngine(run: (fixture: EngineFixture) => Promise<void>): Promise<void> {
   await withFolder(async (folder) => {
@@ -13,6 +14,12 @@ async function withEngine(run: (fixture: EngineFixture) => Promise<void>): Promi
       await fixture.close()
     }
   })
+}
+
+function storedValue(fixture: EngineFixture, key: string): string | undefined {
+  const bytes = Buffer.from(key)
+  const found = fixture.engine.host.replica(1)!.machine.read(shardOf(bytes, testShards), bytes)
+  return found && Buffer.from(found.value).toString()
 }
 
 const run = (first: number, last: number, term: number) =>
@@ -66,5 +73,21 @@ describe('Host', () => {
         const { core } = fixture.engine.host.replica(1)!
         for (const [index, entryTerm] of expected) expect(core.termAt(index), `term at ${index} after a cut from ${cutFrom}`).to.equal(entryTerm)
       }
+    }))
+
+  it('hazard D2.16: after a restart a replica never applies stale entries of its log that a write under way replaces, and goes on', () =>
+    withEngine(async (fixture) => {
+      fixture.append('a', 1, [0, 0], run(1, 5, 1))
+      await until(() => fixture.status.durableIndex === 5)
+      await fixture.close()
+      await fixture.open()
+      fixture.logGate.close()
+      fixture.append('c', 2, [2, 1], run(3, 4, 2), 4)
+      await until(() => fixture.logGate.held === 1)
+      await until(() => fixture.status.appliedIndex === 4 || fixture.failures.length > 0)
+      fixture.logGate.open()
+      expect(fixture.failures).to.deep.equal([])
+      await until(() => fixture.status.durableIndex === 4)
+      expect([1, 2, 3, 4, 5].map((index) => storedValue(fixture, `k${index}`))).to.deep.equal(['term 1', 'term 1', 'term 2', 'term 2', undefined])
     }))
 })
