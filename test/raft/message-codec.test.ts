@@ -91,7 +91,7 @@ describe('raft message codec', () => {
     )
   })
 
-  it('hazard E1: takes random bytes for a message or refuses them as malformed, and a message has one form', () => {
+  it('hazard E1.8: takes random bytes for a message or refuses them as malformed, and a message has one form', () => {
     fc.assert(
       fc.property(fc.uint8Array({ maxLength: 60 }), fc.integer({ min: 0, max: 9 }), (bytes, type) => {
         const buffer = new Uint8Array([type, ...bytes])
@@ -167,7 +167,7 @@ describe('raft message codec', () => {
     ['data beyond the bytes', [5, 1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 5, 0]],
   ]
   for (const [what, bytes] of malformed) {
-    it(`hazard E1: refuses ${what}`, () => {
+    it(`hazard E1.10 E1.11: refuses ${what}`, () => {
       expect(() => decodeMessage(new Reader(new Uint8Array(bytes)), 'a', 'b'))
         .to.throw(CorruptionError)
         .with.property('code', 'MALFORMED')

@@ -317,20 +317,15 @@ export class Cluster {
     }
   }
 
-  /** Waits for a leader that all live, connected replicas follow, or the given one, made by waking it first. */
+  /** Waits for a leader that has committed in its term; for a given one by losing whatever others ask until it has won. */
   elect(id?: NodeId): Replica {
-    if (id !== undefined) this.timeout(id)
+    const { filter } = this
+    if (id !== undefined) this.filter = (message) => (message.from === id || message.type.endsWith('-reply')) && filter(message)
     this.until(() => this.leader !== undefined && (id === undefined || this.leader.id === id), `a leader${id === undefined ? '' : ` ${id}`}`)
+    this.filter = filter
     const leader = this.leader!
     this.until(() => leader.core.commitIndex === leader.core.lastIndex, 'the leader commits in its term')
     return leader
-  }
-
-  /** Makes a replica's election timer end now, while all others are silent for as long. */
-  timeout(id: NodeId): void {
-    this.nowMs = Math.max(this.nowMs, this.core(id).nextTickMs)
-    if (this.core(id).role !== 'leader') this.nowMs += this.options.raft?.electionTimeoutMs ?? 100
-    this.step(id, { type: 'tick', nowMs: this.nowMs })
   }
 
   cut(...ids: NodeId[]): void {

@@ -167,7 +167,8 @@ export class Solo {
   /** A follower's answer to a question for its (pre-)vote. */
   vote(question: Message, granted = true): this {
     if (question.type === 'pre-vote-request') {
-      return this.message({ type: 'pre-vote-reply', from: question.to, to: 'n1', term: question.term, granted, sequence: question.sequence })
+      const term = granted ? question.term : question.term - 1
+      return this.message({ type: 'pre-vote-reply', from: question.to, to: 'n1', term, granted, sequence: question.sequence })
     }
     if (question.type !== 'vote-request') throw new Error(`${question.type} asks for no vote`)
     return this.message({ type: 'vote-reply', from: question.to, to: 'n1', term: question.term, granted, sequence: question.sequence })
@@ -175,10 +176,15 @@ export class Solo {
 
   /** Wins an election with the votes of all; returns what was sent on winning. */
   lead(): Message[] {
-    for (const question of this.timeout()) this.vote(question)
-    const questions = this.settle()
-    for (const question of questions) if (question.type === 'vote-request') this.vote(question)
+    const sent = this.campaign()
     if (this.core.role !== 'leader') throw new Error(`is ${this.core.role}`)
+    return sent
+  }
+
+  /** Campaigns with the votes of all; returns what was sent after that. */
+  campaign(): Message[] {
+    for (const message of this.timeout()) if (message.type === 'pre-vote-request') this.vote(message)
+    for (const message of this.settle()) if (message.type === 'vote-request') this.vote(message)
     return this.settle()
   }
 
