@@ -136,6 +136,7 @@ export class Engine {
     const { nodeId, runtime, tuning, folder, onFailure } = this.#options
     let machine: KvMachine | null = null
     let core: RaftCore | null = null
+    let replica: Replica | null = null
     const store = new StateStore({
       database: folder.state,
       group,
@@ -145,7 +146,8 @@ export class Engine {
       flushAfterMs: tuning.flushAfterMs,
       durableIndex: () => core?.status().durableIndex ?? 0,
       beforeFreeze: () => machine?.saveShards(),
-      onFailure,
+      // A group that cannot be flushed would fill the memory.
+      onFailure: (error) => (replica === null ? onFailure(error) : this.host.fail(replica, error)),
     })
     await store.open()
     machine = new KvMachine(store)
@@ -175,16 +177,17 @@ export class Engine {
       maxUncommittedBytes: tuning.maxUncommittedBytes,
       random: () => runtime.random(),
     })
-    return new Replica({
+    replica = new Replica({
       group,
       core,
       store,
       machine,
       log: this.#log,
       runtime,
-      onDirty: (replica) => this.host.wake(replica),
-      onFailure: (replica, error) => this.host.fail(replica, error),
+      onDirty: (dirty) => this.host.wake(dirty),
+      onFailure: (failed, error) => this.host.fail(failed, error),
     })
+    return replica
   }
 
   status(): GroupStatus[] {
