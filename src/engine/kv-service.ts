@@ -101,6 +101,9 @@ export class KvService {
 
   #read(replica: Replica, payload: Uint8Array, reply: ReplyTo): void {
     const keys = readReadKeys(new Reader(payload))
+    for (const { shard } of keys) {
+      if (shard >= this.#options.ownership.shards) throw new CorruptionError(`there is no shard ${shard}`, 'MALFORMED')
+    }
     if (!this.#owns(replica, keys)) return reply(ReplyStatus.wrongGroup, nothing)
     replica.awaitReadable((refusal) => {
       if (refusal !== null) return refuse(replica, refusal, reply)
