@@ -73,6 +73,7 @@ export interface KvClientOptions {
 }
 
 interface Attempt {
+  /** Counted from a random number: a reply to an earlier life of this node, at the same address, must not look like an answer to this one. */
   readonly requestId: number
   readonly route: GroupRoute
   readonly kind: RequestKind
@@ -97,7 +98,7 @@ export class KvClient implements KV {
   readonly #writer = new Writer(64 * 1024)
   #waitingBytes = 0
   #nextSequence = 1
-  #nextRequestId = 1
+  #nextRequestId: number
   #flushScheduled = false
   #cancelSweep: Cancel | null = null
   #closed = false
@@ -106,6 +107,7 @@ export class KvClient implements KV {
     const { runtime, router, messenger } = options
     this.#options = options
     this.#session = runtime.randomBytes(sessionIdBytes)
+    this.#nextRequestId = Buffer.from(runtime.randomBytes(6)).readUIntBE(0, 6)
     for (const { id: group } of router.map.groups) {
       const members = () => router.membersOf(group)
       this.#routes.set(group, new GroupRoute({ group, members, runtime, onReady: () => this.#scheduleFlush() }))
