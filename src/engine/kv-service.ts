@@ -38,7 +38,8 @@ export type ReplyTo = (status: ReplyStatus, body: Uint8Array) => void
 
 const maxScans = 64
 const maxPageEntries = 10_000
-const maxPageBytes = 4 * 1024 * 1024
+/** A reply to a read or scan is ended when it holds so much; what is left of a read is asked for again. */
+const maxReplyBytes = 4 * 1024 * 1024
 const nothing = new Uint8Array(0)
 
 export interface KvServiceOptions {
@@ -107,8 +108,16 @@ export class KvService {
     if (!this.#owns(replica, keys)) return reply(ReplyStatus.wrongGroup, nothing)
     replica.awaitReadable((refusal) => {
       if (refusal !== null) return refuse(replica, refusal, reply)
-      const writer = new Writer(keys.length * 128 + 8).varint(keys.length)
-      for (const { shard, key } of keys) writeReadResult(writer, replica.machine.read(shard, key))
+      const found: (ValueRecord | undefined)[] = []
+      let bytes = 0
+      for (const { shard, key } of keys) {
+        if (bytes >= maxReplyBytes) break
+        const record = replica.machine.read(shard, key)
+        if (record !== undefined) bytes += record.value.length
+        found.push(record)
+      }
+      const writer = new Writer(bytes + found.length * 24 + 8).varint(found.length)
+      for (const record of found) writeReadResult(writer, record)
       reply(ReplyStatus.done, writer.view())
     })
   }
@@ -156,7 +165,7 @@ function refuse(replica: Replica, refusal: Refusal, reply: ReplyTo): void {
 /** Merges the shards' cursors into one page in key order. */
 async function mergePage(cursors: readonly RecordCursor[], request: ScanRequest): Promise<ScanPage> {
   const maxEntries = Math.min(request.maxEntries, maxPageEntries)
-  const maxBytes = Math.min(request.maxBytes, maxPageBytes)
+  const maxBytes = Math.min(request.maxBytes, maxReplyBytes)
   const entries: ScanEntry[] = []
   let bytes = 0
   try {

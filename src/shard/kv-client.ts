@@ -309,17 +309,21 @@ export class KvClient implements KV {
     this.#scheduleFlush()
   }
 
-  #finish({ requestId, operations, route, kind, target }: Attempt, reader: Reader): void {
+  #finish(attempt: Attempt, reader: Reader): void {
+    const { requestId, operations, route, kind, target } = attempt
     if (kind === RequestKind.write) {
       const results = readResults(reader)
       if (results.length !== operations.length) return
       for (let at = 0; at < results.length; at++) this.#finishWrite(operations[at] as WriteOperation, results[at]!)
     } else if (kind === RequestKind.read) {
-      if (reader.varint() !== operations.length) return
-      for (const operation of operations as readonly ReadOperation[]) {
+      const count = reader.varint()
+      if (count === 0 || count > operations.length) return
+      for (const operation of (operations as readonly ReadOperation[]).slice(0, count)) {
         const result = readReadResult(reader)
         if (this.#settle(operation)) operation.resolve(result)
       }
+      // Large values: the rest did not fit into the reply.
+      if (count < operations.length) this.#retry(attempt)
     } else {
       const operation = operations[0] as ScanOperation
       const page = readScanPage(reader)
