@@ -10,6 +10,8 @@ import type { Operation, ReadOperation, ScanOperation, WriteOperation } from './
 
 const firstPauseMs = 5
 const longestPauseMs = 80
+/** Hints followed one after the other without a pause. */
+const maxHops = 2
 /** Followers name a dead leader until they elect another. A node that is back must be found soon all the same, so being lost wears off. */
 const lostForMs = 150
 
@@ -29,6 +31,8 @@ export class GroupRoute {
   #leader: NodeId | null = null
   #turn: number
   #pauseMs = firstPauseMs
+  /** Hints followed since a request was last answered. */
+  #hops = 0
   #cancelPause: Cancel | null = null
   #writes: WriteOperation[] = []
   #reads: ReadOperation[] = []
@@ -74,23 +78,30 @@ export class GroupRoute {
   confirm(target: NodeId): void {
     this.#leader = target
     this.#pauseMs = firstPauseMs
+    this.#hops = 0
   }
 
   /** `from` is not the leader; it may know who is. */
   redirect(from: NodeId, hint: NodeId): void {
-    if (hint !== '' && hint !== from && !this.#isLost(hint) && this.#leader !== hint && this.#options.members().includes(hint)) {
-      this.#leader = hint
-    } else {
-      this.abandon(from)
-    }
+    if (this.#hasLeft(from)) return
+    if (hint === '' || hint === from || this.#isLost(hint) || !this.#options.members().includes(hint)) return this.abandon(from)
+    this.#leader = hint
+    // Nodes that name one another must not send us round in circles.
+    if (++this.#hops > maxHops) this.backOff()
   }
 
   /** `from` did not serve and named nobody else: the next one is asked after a pause. */
   abandon(from: NodeId): void {
-    if (this.#leader === from) this.#leader = null
+    if (this.#hasLeft(from)) return
+    this.#leader = null
     if (this.#cancelPause !== null) return
     this.#turn++
     this.backOff()
+  }
+
+  /** Another node is asked already: what comes late from this one says nothing about that. */
+  #hasLeft(from: NodeId): boolean {
+    return this.#leader !== null && this.#leader !== from
   }
 
   backOff(): void {
