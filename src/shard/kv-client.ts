@@ -10,7 +10,7 @@
  */
 import { asBuffer, toBytes } from '../base/bytes.js'
 import { Reader, Writer } from '../base/codec.js'
-import { ClosedError, ConditionFailedError, InvalidArgumentError, OutcomeUnknownError, OverloadedError, QuorateError } from '../base/errors.js'
+import { ClosedError, ConditionFailedError, CorruptionError, InvalidArgumentError, OutcomeUnknownError, OverloadedError, QuorateError } from '../base/errors.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
 import { type CommandResult, CommandStatus, type Limits, sessionIdBytes, shardOf, writeBatchHeader, writeCommand } from '../engine/command.js'
 import type {
@@ -278,6 +278,8 @@ export class KvClient implements KV {
   #receive(requestId: number, status: ReplyStatus, reader: Reader): void {
     const attempt = this.#attempts.get(requestId)
     if (attempt === undefined) return
+    // It stays under way until its time is up: asked at once again, the node would answer the same.
+    if (status > ReplyStatus.wrongGroup) throw new CorruptionError(`unknown reply status ${status}`, 'MALFORMED')
     if (status === ReplyStatus.done) return this.#finish(attempt, reader)
     this.#attempts.delete(requestId)
     const { route, target, operations } = attempt
