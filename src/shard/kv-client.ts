@@ -4,13 +4,22 @@
  *
  * Invariants:
  * 1. A write keeps its request id (session, sequence) over all its retries, so it takes effect at most once.
- * 2. `lowWater`, sent along, is the lowest sequence whose caller still waits; it never goes back.
+ * 2. `lowWater`, sent along, is the lowest sequence in the group whose caller still waits; it never goes back. Counted by group: one that is stuck must not make
+ *    the others keep the answers to everything written meanwhile.
  * 3. No caller sees not-leader, wrong-group or a lost connection: these lead to another attempt until the deadline.
  * 4. Operations waiting are bounded in number and bytes; beyond that new ones are refused with OverloadedError.
  */
 import { asBuffer, toBytes } from '../base/bytes.js'
 import { Reader, Writer } from '../base/codec.js'
-import { ClosedError, ConditionFailedError, CorruptionError, InvalidArgumentError, OutcomeUnknownError, OverloadedError, QuorateError } from '../base/errors.js'
+import {
+  ClosedError,
+  ConditionFailedError,
+  CorruptionError,
+  InvalidArgumentError,
+  OutcomeUnknownError,
+  OverloadedError,
+  QuorateError,
+} from '../base/errors.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
 import { type CommandResult, CommandStatus, type Limits, sessionIdBytes, shardOf, writeBatchHeader, writeCommand } from '../engine/command.js'
 import type {
@@ -92,9 +101,9 @@ export class KvClient implements KV {
   readonly #session: Uint8Array
   readonly #routes = new Map<number, GroupRoute>()
   readonly #attempts = new Map<number, Attempt>()
-  /** All operations that wait, and of these the writes by their sequence, in ascending order. */
   readonly #waiting = new Set<Operation>()
-  readonly #writes = new Map<number, WriteOperation>()
+  /** Of each group, the sequences of the writes that wait, in ascending order. */
+  readonly #writes = new Map<number, Set<number>>()
   readonly #writer = new Writer(64 * 1024)
   #waitingBytes = 0
   #nextSequence = 1
@@ -109,6 +118,7 @@ export class KvClient implements KV {
     this.#session = runtime.randomBytes(sessionIdBytes)
     this.#nextRequestId = Buffer.from(runtime.randomBytes(6)).readUIntBE(0, 6)
     for (const { id: group } of router.map.groups) {
+      this.#writes.set(group, new Set())
       const members = () => router.membersOf(group)
       this.#routes.set(group, new GroupRoute({ group, members, runtime, onReady: () => this.#scheduleFlush() }))
     }
@@ -173,7 +183,7 @@ export class KvClient implements KV {
     return this.#wait<WriteAnswer>(options, (waiting) => {
       const sequence = this.#nextSequence++
       const operation: WriteOperation = { kind: 'write', ...waiting, group, sequence, shard, key, value, ifVersion, ifRevision }
-      this.#writes.set(sequence, operation)
+      this.#writes.get(group)!.add(sequence)
       return operation
     })
   }
@@ -213,7 +223,7 @@ export class KvClient implements KV {
     operation.detach?.()
     this.#waiting.delete(operation)
     this.#waitingBytes -= sizeOf(operation)
-    if (operation.kind === 'write') this.#writes.delete(operation.sequence)
+    if (operation.kind === 'write') this.#writes.get(operation.group)!.delete(operation.sequence)
     return true
   }
 
@@ -266,7 +276,7 @@ export class KvClient implements KV {
     } else if (kind === RequestKind.scan) {
       writeScanRequest(this.#writer, (operations[0] as ScanOperation).request)
     } else {
-      const lowWater = this.#writes.keys().next().value ?? this.#nextSequence
+      const lowWater = this.#writes.get(operations[0]!.group)!.values().next().value ?? this.#nextSequence
       writeBatchHeader(this.#writer, this.#session, lowWater, operations.length)
       for (const operation of operations as readonly WriteOperation[]) {
         operation.uncertain = true
