@@ -1,0 +1,100 @@
+/** What a group answers, over a real engine of one member: limits of replies, bad input, and failures of the disk. */
+import { expect } from 'chai'
+import { Reader, Writer } from '../../src/base/codec.js'
+import { defaultLimits, shardOf } from '../../src/engine/command.js'
+import type { EngineTuning } from '../../src/engine/engine.js'
+import { ReplyStatus, RequestKind, readReadResult, writeReadKeys } from '../../src/engine/kv-protocol.js'
+import { KvService, type Ownership } from '../../src/engine/kv-service.js'
+import { withFolder } from '../support/folders.js'
+import { EngineFixture, putBatch, testShards, until } from './support/engine-fixture.js'
+
+const ownership: Ownership = { shards: testShards, groupOf: () => 1, shardsOf: () => Array.from({ length: testShards }, (_, shard) => shard) }
+
+interface Reply {
+  status: ReplyStatus
+  body: Uint8Array
+}
+
+class ServiceFixture {
+  readonly engine: EngineFixture
+  service!: KvService
+  #sequence = 0
+
+  constructor(folder: string) {
+    this.engine = new EngineFixture(folder, ['b'])
+  }
+
+  async open(tuning: Partial<EngineTuning> = {}): Promise<void> {
+    await this.engine.open({ electionTimeoutMs: 20, heartbeatIntervalMs: 10, ...tuning })
+    const { engine, messenger } = this.engine
+    this.service = new KvService({ host: engine.host, messenger, ownership, limits: defaultLimits })
+    await until(() => this.engine.status.role === 'leader')
+  }
+
+  ask(kind: RequestKind, payload: Uint8Array): Promise<Reply> {
+    return new Promise((resolve) => this.service.handle(kind, 1, payload, (status, body) => resolve({ status, body: Buffer.from(body) })))
+  }
+
+  put(key: string, value: string): Promise<Reply> {
+    return this.ask(RequestKind.write, putBatch(++this.#sequence, key, value))
+  }
+
+  read(keys: readonly { shard: number; key: Uint8Array }[]): Promise<Reply> {
+    const writer = new Writer()
+    writeReadKeys(writer, keys)
+    return this.ask(RequestKind.read, writer.finish())
+  }
+}
+
+async function withService(run: (fixture: ServiceFixture) => Promise<void>, tuning: Partial<EngineTuning> = {}): Promise<void> {
+  await withFolder(async (folder) => {
+    const fixture = new ServiceFixture(folder)
+    await fixture.open(tuning)
+    try {
+      await run(fixture)
+    } finally {
+      await fixture.engine.close()
+    }
+  })
+}
+
+const place = (key: string) => ({ shard: shardOf(Buffer.from(key), testShards), key: Buffer.from(key) })
+
+describe('KvService', () => {
+  it('answers a read of more than a reply may hold in part, in the order asked', () =>
+    withService(async (fixture) => {
+      const keys = Array.from({ length: 9 }, (_, at) => `k${at}`)
+      for (const key of keys) await fixture.put(key, key.repeat(500_000))
+      const { status, body } = await fixture.read(keys.map(place))
+      expect(status).to.equal(ReplyStatus.done)
+      const reader = new Reader(body)
+      const count = reader.varint()
+      expect(count).to.be.within(1, 5)
+      for (const key of keys.slice(0, count)) expect(Buffer.from(readReadResult(reader)!.value.subarray(0, 2)).toString()).to.equal(key)
+      reader.end()
+      expect(body.length).to.be.at.most(5 * 1024 * 1024)
+    }))
+
+  it('hazard E1.10: refuses a read of a shard that there is not', () =>
+    withService(async (fixture) => {
+      await fixture.put('k', 'v')
+      const { shard, key } = place('k')
+      for (const wrong of [testShards, shard + 0x10000, 2 ** 40 + shard]) {
+        expect((await fixture.read([{ shard: wrong, key }])).status, `shard ${wrong}`).to.equal(ReplyStatus.malformed)
+      }
+    }))
+
+  it('hazard D7: a state database that cannot be written stops the group, and no more is taken into memory', () =>
+    withService(
+      async (fixture) => {
+        const failure = new Error('disk full')
+        fixture.engine.stateGate.failure = failure
+        await fixture.put('k', 'v')
+        await until(() => fixture.engine.failures.length > 0)
+        expect(fixture.engine.failures).to.deep.equal([failure])
+        expect((await fixture.put('k', 'w')).status).to.equal(ReplyStatus.stopped)
+        expect((await fixture.read([place('k')])).status).to.equal(ReplyStatus.stopped)
+      },
+      { flushAfterMs: 1 },
+    ))
+})
