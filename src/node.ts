@@ -12,6 +12,7 @@ import { DataFolder, defaultTuning, Engine, type EngineTuning, type GroupStatus 
 import { checkIdentity } from './engine/identity.js'
 import type { KV } from './engine/kv.js'
 import { KvService } from './engine/kv-service.js'
+import { createLocks, type Locks, type LocksOptions, type NamedLock } from './lock/index.js'
 import {
   type BootstrapOptions,
   type ClusterMap,
@@ -35,6 +36,8 @@ interface CommonOptions {
   readonly limits?: Partial<Limits>
   /** Timers and bounds of the consensus groups. */
   readonly tuning?: Partial<EngineTuning>
+  /** Lease and names of `node.locks`. */
+  readonly locks?: Omit<LocksOptions, 'runtime'>
   /** Clock, chance and event loop; for simulations. */
   readonly runtime?: Runtime
 }
@@ -144,7 +147,9 @@ async function openMember(options: MemberOptions): Promise<Node> {
     closers.unshift(() => client.close())
     closers.splice(closers.length - 1, 0, () => messenger.close())
     await messenger.open()
-    node = new Node({ id: nodeId, role: 'member', map, client, engine, closers })
+    const locks = createLocks(client, { ...options.locks, runtime })
+    closers.unshift(() => locks.close())
+    node = new Node({ id: nodeId, role: 'member', map, client, engine, locks, closers })
     return node
   } catch (error) {
     await closeAll(closers)
@@ -212,7 +217,9 @@ async function openClient(options: ClientOptions): Promise<Node> {
     messenger.setClusterId(Buffer.from(map.clusterId, 'hex'))
     const client = makeClient(options, runtime, messenger, new Router(map), { ...defaultLimits, ...options.limits }, null)
     closers.unshift(() => client.close())
-    return new Node({ id: nodeId, role: 'client', map, client, engine: null, closers })
+    const locks = createLocks(client, { ...options.locks, runtime })
+    closers.unshift(() => locks.close())
+    return new Node({ id: nodeId, role: 'client', map, client, engine: null, locks, closers })
   } catch (error) {
     await closeAll(closers)
     throw error
@@ -242,6 +249,7 @@ interface NodeParts {
   readonly map: ClusterMap
   readonly client: KvClient
   readonly engine: Engine | null
+  readonly locks: Locks
   /** In the order to close. */
   readonly closers: (() => Promise<void> | void)[]
 }
@@ -251,6 +259,8 @@ export class Node extends EventEmitter<NodeEvents> {
   readonly id: string
   /** The cluster's key-value store. */
   readonly kv: KV
+  /** Locks on that store; `lock(name)` is the short way. */
+  readonly locks: Locks
   readonly #parts: NodeParts
   #failure: unknown = null
   #closing: Promise<void> | null = null
@@ -261,6 +271,17 @@ export class Node extends EventEmitter<NodeEvents> {
     this.#parts = parts
     this.id = parts.id
     this.kv = parts.client
+    this.locks = parts.locks
+  }
+
+  /**
+   * A distributed lock by its name. It is a lease: give `fence` to whatever must not happen twice, and `signal` to all that the callback waits for.
+   *
+   * @example
+   * await node.lock('report').run(async ({ fence, signal }) => writeReport({ fence, signal }))
+   */
+  lock(name: string): NamedLock {
+    return this.locks.lock(name)
   }
 
   status(): NodeStatus {

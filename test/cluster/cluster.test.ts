@@ -141,6 +141,30 @@ describe('a cluster of three nodes', () => {
       for (const error of results) if (error !== undefined) expect(error).to.be.instanceOf(ConditionFailedError).and.include({ actualVersion: 1 })
     }))
 
+  it('a lock excludes over all nodes, and its fence rises with each grant', () =>
+    withCluster(
+      3,
+      async (cluster) => {
+        const nodes = [...cluster.nodes.values()]
+        const fences: bigint[] = []
+        let inside = 0
+        const work = nodes.flatMap((node) =>
+          Array.from({ length: 3 }, () =>
+            node.lock('report').run(async ({ fence }) => {
+              expect(++inside).to.equal(1)
+              fences.push(fence)
+              await node.kv.put('touched', `${fence}`)
+              inside--
+            }),
+          ),
+        )
+        await Promise.all(work)
+        expect(fences).to.have.length(9)
+        for (let at = 1; at < fences.length; at++) expect(fences[at]! > fences[at - 1]!).to.equal(true)
+      },
+      { groups: 1 },
+    ))
+
   it('a closed node refuses work and settles what waited', () =>
     withCluster(3, async (cluster) => {
       const node = cluster.nodes.get('n1')!

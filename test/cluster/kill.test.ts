@@ -3,6 +3,8 @@
 import { join } from 'node:path'
 import { expect } from 'chai'
 import { openNode } from '../../src/index.js'
+import { History, recordHistory } from '../../src/testing/history.js'
+import { assertLinearizable } from '../../src/testing/history-checker.js'
 import { SeededRandom } from '../../src/testing/seeded-random.js'
 import { tcp } from '../../src/transport/tcp.js'
 import { freePorts, withFolder } from '../support/folders.js'
@@ -27,6 +29,9 @@ describe('three real processes', function () {
       const client = await Promise.all(processes.map((process) => process.start())).then(() =>
         openNode({ role: 'client', transport: tcp(), seeds: nodes.map(({ address }) => address), requestTimeoutMs: 30_000 }),
       )
+      const history = new History()
+      const writing = recordHistory(client.kv, history, 'writer')
+      const reading = recordHistory(client.kv, history, 'reader')
       let stopping = false
       const acknowledged = new Array<number>(writers).fill(0)
       const failures: unknown[] = []
@@ -43,7 +48,7 @@ describe('three real processes', function () {
         const loops = Array.from({ length: writers }, (_, writer) =>
           loop(async () => {
             const next = acknowledged[writer]! + 1
-            const { version } = await client.kv.put(`key-${writer}`, `${next}`, { ifVersion: next - 1 })
+            const { version } = await writing.put(`key-${writer}`, `${next}`, { ifVersion: next - 1 })
             expect(version).to.equal(next)
             acknowledged[writer] = next
           }),
@@ -53,7 +58,7 @@ describe('three real processes', function () {
           loops.push(
             loop(async () => {
               const least = Math.max(acknowledged[writer]!, seen[writer]!)
-              const found = await client.kv.get(`key-${writer}`)
+              const found = await reading.get(`key-${writer}`)
               const version = found?.version ?? 0
               expect(version, `key-${writer} went back (seed ${seed})`).to.be.at.least(least)
               if (found !== undefined) expect(Buffer.from(found.value).toString()).to.equal(`${version}`)
@@ -73,9 +78,10 @@ describe('three real processes', function () {
         await Promise.all(loops)
         if (failures.length > 0) throw failures[0]
         for (let writer = 0; writer < writers; writer++) {
-          const found = await client.kv.get(`key-${writer}`)
+          const found = await reading.get(`key-${writer}`)
           expect(found?.version, `key-${writer} (seed ${seed})`).to.equal(acknowledged[writer])
         }
+        assertLinearizable(history.operations)
       } finally {
         stopping = true
         await client.close()
