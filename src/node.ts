@@ -168,7 +168,9 @@ async function settleIdentity(
   if (found !== undefined) {
     checkIdentity(location, found, { nodeId: id, clusterId: asked?.clusterId })
     // Addresses may change, ids may not.
-    return { nodeId: found.nodeId, map: asked ?? decodeClusterMap(found.map) }
+    const map = asked ?? decodeClusterMap(found.map)
+    await folder.claim({ ...found, map: encodeClusterMap(map) })
+    return { nodeId: found.nodeId, map }
   }
   if (asked === undefined) throw new RefusedError('NO_DATA', `${location} holds no data, and only \`bootstrap\` creates a cluster`)
   if (id === undefined) throw new InvalidArgumentError('Expected `id` to say which of the bootstrap nodes this is')
