@@ -62,7 +62,7 @@ export interface ModelKVOptions {
   readonly retryAfterMs?: number
   /** Entries fetched at once by a scan. Default 100. */
   readonly pageEntries?: number
-  /** Default 1024. */
+  /** Default 4096. */
   readonly maxKeyBytes?: number
   /** Default 1 MiB. */
   readonly maxValueBytes?: number
@@ -92,7 +92,7 @@ export class ModelKV implements KV {
       requestTimeoutMs: options.requestTimeoutMs ?? 10_000,
       retryAfterMs: options.retryAfterMs ?? 100,
       pageEntries: options.pageEntries ?? 100,
-      maxKeyBytes: options.maxKeyBytes ?? 1024,
+      maxKeyBytes: options.maxKeyBytes ?? 4096,
       maxValueBytes: options.maxValueBytes ?? 1_048_576,
     }
   }

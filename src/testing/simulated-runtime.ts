@@ -11,8 +11,8 @@ import { SeededRandom } from './seeded-random.js'
 interface SimulatedEvent {
   readonly timeMs: number
   readonly sequence: number
-  readonly task: () => void
-  cancelled: boolean
+  /** Null: cancelled. The task is let go of at once, for it may hold much; the event goes when its time comes, or with the next sweep. */
+  task: (() => void) | null
 }
 
 export interface SettleOptions {
@@ -31,7 +31,8 @@ export class SimulatedRuntime implements Runtime {
   /** The seed that fixes this run: print it when a test fails. */
   readonly seed: number
   readonly #random: SeededRandom
-  readonly #heap: SimulatedEvent[] = []
+  #heap: SimulatedEvent[] = []
+  #cancelled = 0
   #nowMs = 0
   #sequence = 0
   #eventsRun = 0
@@ -62,9 +63,7 @@ export class SimulatedRuntime implements Runtime {
   schedule(delayMs: number, task: () => void): Cancel {
     if (Number.isNaN(delayMs)) throw new RangeError('a delay that is not a number')
     const event = this.#push(this.#nowMs + Math.max(0, delayMs), task)
-    return () => {
-      event.cancelled = true
-    }
+    return () => this.#cancel(event)
   }
 
   /** How many events have run. */
@@ -143,7 +142,9 @@ export class SimulatedRuntime implements Runtime {
         this.#nowMs = event.timeMs
         this.#eventsRun++
         this.#trace = Math.imul(this.#trace ^ event.sequence, 0x01000193) ^ Math.floor(event.timeMs * 1000)
-        event.task()
+        const { task } = event
+        event.task = null
+        task?.()
         await drainMicrotasks()
       }
     } finally {
@@ -151,8 +152,25 @@ export class SimulatedRuntime implements Runtime {
     }
   }
 
+  #cancel(event: SimulatedEvent): void {
+    if (event.task === null) return
+    event.task = null
+    this.#cancelled++
+    if (this.#cancelled < 64 || this.#cancelled < this.#heap.length / 2) return
+    // Timers that are cancelled as a rule (deadlines) must not pile up until their time comes.
+    const remaining = this.#heap.filter(({ task }) => task !== null)
+    this.#heap = []
+    this.#cancelled = 0
+    for (const each of remaining) this.#add(each)
+  }
+
   #push(timeMs: number, task: () => void): SimulatedEvent {
-    const event: SimulatedEvent = { timeMs, sequence: this.#sequence++, task, cancelled: false }
+    const event: SimulatedEvent = { timeMs, sequence: this.#sequence++, task }
+    this.#add(event)
+    return event
+  }
+
+  #add(event: SimulatedEvent): void {
     const heap = this.#heap
     let position = heap.length
     heap.push(event)
@@ -164,12 +182,14 @@ export class SimulatedRuntime implements Runtime {
       position = parent
     }
     heap[position] = event
-    return event
   }
 
   /** The next event that was not cancelled. */
   #peek(): SimulatedEvent | undefined {
-    while (this.#heap[0]?.cancelled) this.#pop()
+    while (this.#heap[0]?.task === null) {
+      this.#pop()
+      this.#cancelled--
+    }
     return this.#heap[0]
   }
 

@@ -26,6 +26,20 @@ describe('SimulatedRuntime', () => {
     expect(times).to.deep.equal([...times].sort((left, right) => left - right))
   })
 
+  it('cancelled events never run, hold nothing, and leave the order of the others alone', async () => {
+    const runtime = new SimulatedRuntime({ seed: 8 })
+    const times: number[] = []
+    for (let count = 0; count < 5000; count++) {
+      const cancel = runtime.schedule(runtime.random() * 500, () => times.push(runtime.nowMs()))
+      if (count % 5 !== 0) cancel()
+      cancel()
+    }
+    await runtime.advance(500)
+    expect(times).to.have.length(1000)
+    expect(times).to.deep.equal([...times].sort((left, right) => left - right))
+    expect(runtime.eventsRun).to.equal(1000)
+  })
+
   it('drains all microtasks of an event before the next event, however long their chain', async () => {
     const runtime = new SimulatedRuntime({ seed: 1 })
     const seen: string[] = []

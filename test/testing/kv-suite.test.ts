@@ -1,0 +1,124 @@
+/** The KV suite over ModelKV: on a whole network in real time, and on the lab's unreliable one in simulated time. And that the suite bites. */
+import { expect } from 'chai'
+import { systemRuntime } from '../../src/base/runtime.js'
+import { type KvFixture, kvSuite } from '../../src/testing/kv-suite.js'
+import { ModelKV, unreliableFaults } from '../../src/testing/model-kv.js'
+import { ModelStore } from '../../src/testing/model-store.js'
+import { SimulatedRuntime } from '../../src/testing/simulated-runtime.js'
+
+const maxKeyBytes = 300
+const maxValueBytes = 20_000
+const manifest = { manyClients: true, cut: true }
+
+function cutting(kv: ModelKV) {
+  return {
+    cutOff: () => {
+      kv.cut = 'both'
+    },
+    reconnect: () => {
+      kv.cut = 'none'
+    },
+  }
+}
+
+const shared = new ModelStore()
+kvSuite({
+  describe,
+  it,
+  name: 'ModelKV in real time, one store for all tests',
+  manifest,
+  create: () => {
+    const options = { runtime: systemRuntime, store: shared, maxKeyBytes, maxValueBytes }
+    const kv = new ModelKV(options)
+    return { kv, another: async () => new ModelKV(options), maxKeyBytes, maxValueBytes, ...cutting(kv) }
+  },
+})
+
+let seed = 1
+const simulated = (store: ModelStore, faults = unreliableFaults): KvFixture => {
+  const runtime = new SimulatedRuntime({ seed: seed++ })
+  const options = { runtime, store, faults, maxKeyBytes, maxValueBytes }
+  const kv = new ModelKV(options)
+  return {
+    kv,
+    another: async () => new ModelKV(options),
+    maxKeyBytes,
+    maxValueBytes,
+    ...cutting(kv),
+    run: (test) => runtime.settle(test),
+  }
+}
+kvSuite({ describe, it, name: 'ModelKV on an unreliable network in simulated time', manifest, create: () => simulated(new ModelStore()) })
+
+describe('the KV suite bites', () => {
+  class WithoutDeletedRevisions extends ModelStore {
+    override remove(...call: Parameters<ModelStore['remove']>) {
+      const result = super.remove(...call)
+      return { ...result, revision: 1 }
+    }
+  }
+  class VersionsGoOn extends ModelStore {
+    readonly #versions = new Map<string, number>()
+    override write(...[key, value, condition]: Parameters<ModelStore['write']>) {
+      const result = super.write(key, value, condition)
+      const text = Buffer.from(key).toString('hex')
+      this.#versions.set(text, (this.#versions.get(text) ?? 0) + 1)
+      return { ...result, version: this.#versions.get(text) as number }
+    }
+  }
+  class IgnoresRevisions extends ModelStore {
+    override write(...[key, value, condition]: Parameters<ModelStore['write']>) {
+      return super.write(key, value, { ifVersion: condition?.ifVersion })
+    }
+  }
+  class OrdersByUtf16 extends ModelStore {
+    override page(...call: Parameters<ModelStore['page']>) {
+      const text = (key: Uint8Array) => Buffer.from(key).toString()
+      const sign = call[0].reverse ? -1 : 1
+      return super.page(...call).sort((left, right) => (text(left.key) < text(right.key) ? -sign : sign))
+    }
+  }
+  class LosesTheLastOfAPage extends ModelStore {
+    override page(...[range, limit]: Parameters<ModelStore['page']>) {
+      const page = super.page(range, limit)
+      return page.length > 2 ? [...page.slice(0, -2), page.at(-1)!] : page
+    }
+  }
+  class DeletesWithoutCondition extends ModelStore {
+    override remove(...[key]: Parameters<ModelStore['remove']>) {
+      return super.remove(key)
+    }
+  }
+  class AppliesTwice extends ModelStore {
+    override write(...[key, value, condition]: Parameters<ModelStore['write']>) {
+      super.write(key, value, condition)
+      return super.write(key, value)
+    }
+  }
+  for (const Broken of [
+    WithoutDeletedRevisions,
+    VersionsGoOn,
+    IgnoresRevisions,
+    OrdersByUtf16,
+    LosesTheLastOfAPage,
+    DeletesWithoutCondition,
+    AppliesTwice,
+  ]) {
+    it(`on a store that ${Broken.name}`, async () => {
+      const failed: string[] = []
+      const tests: (() => Promise<void>)[] = []
+      kvSuite({
+        describe: (_title, suite) => suite(),
+        it: (title, test) => {
+          tests.push(() => test().catch(() => void failed.push(title)))
+        },
+        name: 'broken',
+        manifest,
+        create: () => simulated(new Broken(), { ...unreliableFaults, requestLost: 0, replyLost: 0 }),
+      })
+      for (const test of tests) await test()
+      expect(failed).not.to.deep.equal([])
+      expect(failed.length).to.be.lessThan(tests.length)
+    })
+  }
+})
