@@ -31,7 +31,8 @@ describe('SimulatedRuntime', () => {
     const times: number[] = []
     for (let count = 0; count < 5000; count++) {
       const cancel = runtime.schedule(runtime.random() * 500, () => times.push(runtime.nowMs()))
-      if (count % 5 !== 0) cancel()
+      if (count % 5 === 0) continue
+      cancel()
       cancel()
     }
     await runtime.advance(500)
