@@ -127,7 +127,7 @@ async function openMember(options: MemberOptions): Promise<Node> {
       clusterId: Buffer.from(map.clusterId, 'hex'),
       nodeId,
       openMethods: ['describe'],
-      onRefused: (refusal) => node?.emit('refused', refusal),
+      onRefused: (refusal) => tell(() => node?.emit('refused', refusal)),
     })
     messenger.handle('describe', () => encodeClusterMap(map))
     const engine = await Engine.open({
@@ -139,7 +139,7 @@ async function openMember(options: MemberOptions): Promise<Node> {
       addressOf: (id) => router.addressOf(id),
       groups: map.groups.filter(({ members }) => members.includes(nodeId)),
       onFailure: (error) => node?.fail(error),
-      onStatus: (status) => node?.emit('status', status),
+      onStatus: (status) => tell(() => node?.emit('status', status)),
     })
     closers.unshift(() => engine.close())
     const service = new KvService({ host: engine.host, messenger, ownership: router, limits })
@@ -294,7 +294,7 @@ export class Node extends EventEmitter<NodeEvents> {
   /** @internal */
   fail(error: unknown): void {
     this.#failure ??= error
-    this.emit('failure', error)
+    tell(() => this.emit('failure', error))
   }
 
   /** Closes the node; what waits rejects with ClosedError or OutcomeUnknownError. Idempotent. */
@@ -305,6 +305,17 @@ export class Node extends EventEmitter<NodeEvents> {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
+  }
+}
+
+/** Calls listeners of the application in the midst of our own work: what they throw is the application's to see, and must not stop a group. */
+function tell(emit: () => void): void {
+  try {
+    emit()
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error
+    })
   }
 }
 
