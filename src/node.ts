@@ -121,6 +121,7 @@ async function openMember(options: MemberOptions): Promise<Node> {
     const { nodeId, map } = await settleIdentity(location, folder, options.id, asked)
     const router = new Router(map)
     let node: Node | null = null
+    let earlyFailure: unknown = null
     const messenger = new Messenger({
       transport,
       runtime,
@@ -138,7 +139,10 @@ async function openMember(options: MemberOptions): Promise<Node> {
       tuning,
       addressOf: (id) => router.addressOf(id),
       groups: map.groups.filter(({ members }) => members.includes(nodeId)),
-      onFailure: (error) => node?.fail(error),
+      onFailure: (error) => {
+        if (node === null) earlyFailure ??= error
+        else node.fail(error)
+      },
       onStatus: (status) => tell(() => node?.emit('status', status)),
     })
     closers.unshift(() => engine.close())
@@ -150,9 +154,11 @@ async function openMember(options: MemberOptions): Promise<Node> {
     const locks = createLocks(client, { ...options.locks, runtime })
     closers.unshift(() => locks.close())
     node = new Node({ id: nodeId, role: 'member', map, client, engine, locks, closers })
+    if (earlyFailure !== null) node.fail(earlyFailure)
     return node
   } catch (error) {
-    await closeAll(closers)
+    // Why it could not be opened says more than what went wrong after that.
+    await closeAll(closers).catch(() => {})
     throw error
   }
 }
@@ -223,7 +229,8 @@ async function openClient(options: ClientOptions): Promise<Node> {
     closers.unshift(() => locks.close())
     return new Node({ id: nodeId, role: 'client', map, client, engine: null, locks, closers })
   } catch (error) {
-    await closeAll(closers)
+    // Why it could not be opened says more than what went wrong after that.
+    await closeAll(closers).catch(() => {})
     throw error
   }
 }
