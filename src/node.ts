@@ -5,7 +5,7 @@
  */
 import { EventEmitter } from 'node:events'
 import { ClosedError, InvalidArgumentError, QuorateError, RefusedError, UnavailableError } from './base/errors.js'
-import { type Runtime, systemRuntime } from './base/runtime.js'
+import { keepProcessAlive, type Runtime, systemRuntime } from './base/runtime.js'
 import { defaultLimits, type Limits } from './engine/command.js'
 import { type OpenDatabase, openLevel } from './engine/database.js'
 import { DataFolder, defaultTuning, Engine, type EngineTuning, type GroupStatus } from './engine/engine.js'
@@ -116,7 +116,7 @@ async function openMember(options: MemberOptions): Promise<Node> {
   const asked = options.bootstrap === undefined ? undefined : makeClusterMap(options.bootstrap)
   if (options.id !== undefined) checkNodeId(options.id)
   const folder = await DataFolder.open(location, options.openDatabase ?? openLevel, tuning.cacheBytes)
-  const closers: (() => Promise<void> | void)[] = [() => folder.close()]
+  const closers: (() => Promise<void> | void)[] = [keepProcessAlive(), () => folder.close()]
   try {
     const { nodeId, map } = await settleIdentity(location, folder, options.id, asked)
     const router = new Router(map)
@@ -218,7 +218,7 @@ async function openClient(options: ClientOptions): Promise<Node> {
   if (seeds.length === 0) throw new InvalidArgumentError('Expected `seeds` to name at least one node')
   const nodeId = `client-${Buffer.from(runtime.randomBytes(8)).toString('hex')}`
   const messenger = new Messenger({ transport, runtime, clusterId: new Uint8Array(8), nodeId })
-  const closers: (() => Promise<void> | void)[] = [() => messenger.close()]
+  const closers: (() => Promise<void> | void)[] = [keepProcessAlive(), () => messenger.close()]
   try {
     await messenger.open()
     const map = await describeCluster(messenger, seeds, runtime, openTimeoutMs)

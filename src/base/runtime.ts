@@ -35,3 +35,12 @@ export const systemRuntime: Runtime = {
     return () => clearTimeout(timer)
   },
 }
+
+/**
+ * Keeps this process alive until it is called off. Timers of a Runtime do not, so whoever waits by them alone (for an election, for a seed that answers) must:
+ * else Node.js ends the process in the middle of an `await`.
+ */
+export function keepProcessAlive(): Cancel {
+  const timer = setInterval(() => {}, 0x7fffffff)
+  return () => clearInterval(timer)
+}
