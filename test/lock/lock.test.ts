@@ -258,7 +258,6 @@ describe('lock', () => {
     it('hazard etcd#11456: is not handed out when it was over before the answer came', async () => {
       const world = new World(14)
       const a = world.client('a', { ttlMs: 300, faults: { minimumDelayMs: 1, maximumDelayMs: 1 } })
-      a.kv.faults = { ...a.kv.faults, maximumDelayMs: 1 }
       // The answer to the acquiring write waits in a paused process for longer than the lease.
       world.onChange = () => {
         world.onChange = () => {}
@@ -335,7 +334,6 @@ describe('lock', () => {
     it('hazard l3: an acquire whose answer was lost finds itself by its nonce, and takes the lock once', async () => {
       const world = new World(30)
       const a = world.client('a', { ttlMs })
-      a.kv.faults = { ...a.kv.faults, replyLost: 0 }
       world.onChange = () => {
         world.onChange = () => {}
         a.kv.cut = 'replies'
