@@ -25,6 +25,10 @@ export interface GroupRouteOptions {
 
 export class GroupRoute {
   readonly group: number
+  /** Bytes of writes that were sent and not answered yet. */
+  bytesUnderWay = 0
+  /** How many times longer than usual a request may be silent before it is repeated. */
+  patience = 1
   readonly #options: GroupRouteOptions
   /** Nodes whose connection was lost a moment ago, and until when that keeps us from asking them. */
   readonly #lostUntilMs = new Map<NodeId, number>()
@@ -55,6 +59,11 @@ export class GroupRoute {
     return this.#cancelPause === null
   }
 
+  /** Whether operations wait to be sent. */
+  get waits(): boolean {
+    return this.#writes.length > 0 || this.#reads.length > 0 || this.#scans.length > 0
+  }
+
   take(): { writes: WriteOperation[]; reads: ReadOperation[]; scans: ScanOperation[] } {
     const taken = { writes: this.#writes, reads: this.#reads, scans: this.#scans }
     this.#writes = []
@@ -79,6 +88,7 @@ export class GroupRoute {
     this.#leader = target
     this.#pauseMs = firstPauseMs
     this.#hops = 0
+    this.patience = 1
   }
 
   /** `from` is not the leader; it may know who is. */

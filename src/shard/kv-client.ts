@@ -8,6 +8,8 @@
  *    the others keep the answers to everything written meanwhile.
  * 3. No caller sees not-leader, wrong-group or a lost connection: these lead to another attempt until the deadline.
  * 4. Operations waiting are bounded in number and bytes; beyond that new ones are refused with OverloadedError.
+ * 5. Of each group's writes a window of bytes is under way at once, and a request that is silent is repeated ever later: all sent at once, and repeated while they still
+ *    travel, large values would fill every queue with copies of themselves until nothing arrives in time.
  */
 import { asBuffer, toBytes } from '../base/bytes.js'
 import { Reader, Writer } from '../base/codec.js'
@@ -88,11 +90,18 @@ interface Attempt {
   readonly kind: RequestKind
   readonly operations: readonly Operation[]
   readonly target: NodeId
+  /** Bytes of writes, which count towards the window. */
+  readonly bytes: number
+  readonly timeoutMs: number
   readonly expiresMs: number
 }
 
 const maxOperationsPerRequest = 4096
 const maxBytesPerRequest = 512 * 1024
+/** Bytes of writes under way to one group; a single larger request still goes alone. */
+const maxBytesUnderWay = 4 * 1024 * 1024
+/** A silent request is repeated after at most so many times `attemptTimeoutMs`. */
+const maxPatience = 8
 /** How often deadlines are looked at: the precision of `timeoutMs`. */
 const sweepIntervalMs = 20
 
@@ -245,16 +254,23 @@ export class KvClient implements KV {
 
   #flushRoute(route: GroupRoute): void {
     const { writes, reads, scans } = route.take()
-    for (const chunk of chunks(writes)) this.#attempt(route, RequestKind.write, chunk)
-    for (const chunk of chunks(reads)) this.#attempt(route, RequestKind.read, chunk)
-    for (const scan of scans) if (!scan.settled) this.#attempt(route, RequestKind.scan, [scan])
+    let full = false
+    for (const { operations, bytes } of chunks(writes)) {
+      full ||= route.bytesUnderWay > 0 && route.bytesUnderWay + bytes > maxBytesUnderWay
+      if (full) for (const operation of operations) route.add(operation)
+      else this.#attempt(route, RequestKind.write, operations, bytes)
+    }
+    for (const { operations } of chunks(reads)) this.#attempt(route, RequestKind.read, operations, 0)
+    for (const scan of scans) if (!scan.settled) this.#attempt(route, RequestKind.scan, [scan], 0)
   }
 
-  #attempt(route: GroupRoute, kind: RequestKind, operations: readonly Operation[]): void {
+  #attempt(route: GroupRoute, kind: RequestKind, operations: readonly Operation[], bytes: number): void {
     const { runtime, messenger, router, local, attemptTimeoutMs } = this.#options
     const requestId = this.#nextRequestId++
     const target = route.target()
-    this.#attempts.set(requestId, { requestId, route, kind, operations, target, expiresMs: runtime.nowMs() + attemptTimeoutMs })
+    const timeoutMs = attemptTimeoutMs * route.patience
+    this.#attempts.set(requestId, { requestId, route, kind, operations, target, bytes, timeoutMs, expiresMs: runtime.nowMs() + timeoutMs })
+    route.bytesUnderWay += bytes
     const writer = this.#writer
     writer.reset()
     if (target === local?.nodeId) {
@@ -291,7 +307,7 @@ export class KvClient implements KV {
     // It stays under way until its time is up: asked at once again, the node would answer the same.
     if (status > ReplyStatus.wrongGroup) throw new CorruptionError(`unknown reply status ${status}`, 'MALFORMED')
     if (status === ReplyStatus.done) return this.#finish(attempt, reader)
-    this.#attempts.delete(requestId)
+    this.#end(attempt)
     const { route, target, operations } = attempt
     switch (status) {
       case ReplyStatus.notLeader:
@@ -322,7 +338,7 @@ export class KvClient implements KV {
   }
 
   #finish(attempt: Attempt, reader: Reader): void {
-    const { requestId, operations, route, kind, target } = attempt
+    const { operations, route, kind, target } = attempt
     if (kind === RequestKind.write) {
       const results = readResults(reader)
       if (results.length !== operations.length) return
@@ -341,8 +357,15 @@ export class KvClient implements KV {
       const page = readScanPage(reader)
       if (this.#settle(operation)) operation.resolve(page)
     }
-    this.#attempts.delete(requestId)
+    this.#end(attempt)
     route.confirm(target)
+  }
+
+  /** The attempt is over, one way or another. */
+  #end({ requestId, route, bytes }: Attempt): void {
+    this.#attempts.delete(requestId)
+    route.bytesUnderWay -= bytes
+    if (route.waits) this.#scheduleFlush()
   }
 
   #finishWrite(operation: WriteOperation, { status, version, revision }: CommandResult): void {
@@ -377,7 +400,7 @@ export class KvClient implements KV {
   #abandon(which: (attempt: Attempt) => boolean): void {
     for (const attempt of [...this.#attempts.values()]) {
       if (!which(attempt)) continue
-      this.#attempts.delete(attempt.requestId)
+      this.#end(attempt)
       attempt.route.abandon(attempt.target)
       this.#retry(attempt)
     }
@@ -395,7 +418,13 @@ export class KvClient implements KV {
   #sweep(): void {
     const nowMs = this.#options.runtime.nowMs()
     for (const operation of this.#waiting) if (operation.deadlineMs <= nowMs) this.#fail(operation, expiredError(operation))
-    this.#abandon((attempt) => attempt.expiresMs <= nowMs)
+    this.#abandon((attempt) => {
+      if (attempt.expiresMs > nowMs) return false
+      // Those that were sent before the last one expired say no more than that one.
+      const { route, timeoutMs } = attempt
+      if (timeoutMs === this.#options.attemptTimeoutMs * route.patience) route.patience = Math.min(route.patience * 2, maxPatience)
+      return true
+    })
   }
 
   /** Rejects what still waits: ClosedError, or OutcomeUnknownError for writes under way. Idempotent. */
@@ -431,21 +460,21 @@ function toKeyValue(key: Uint8Array, result: ReadResult | undefined): KeyValue |
 }
 
 /** Cuts what waits into requests of bounded size, leaving out what was settled meanwhile. */
-function chunks(operations: readonly Operation[]): Operation[][] {
-  const result: Operation[][] = []
+function chunks(operations: readonly Operation[]): { operations: readonly Operation[]; bytes: number }[] {
+  const result: { operations: readonly Operation[]; bytes: number }[] = []
   let current: Operation[] = []
   let bytes = 0
   for (const operation of operations) {
     if (operation.settled) continue
     const size = sizeOf(operation)
     if (current.length > 0 && (current.length >= maxOperationsPerRequest || bytes + size > maxBytesPerRequest)) {
-      result.push(current)
+      result.push({ operations: current, bytes })
       current = []
       bytes = 0
     }
     current.push(operation)
     bytes += size
   }
-  if (current.length > 0) result.push(current)
+  if (current.length > 0) result.push({ operations: current, bytes })
   return result
 }

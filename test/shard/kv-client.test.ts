@@ -188,7 +188,7 @@ describe('KvClient', () => {
         // The messenger counts it as malformed.
       }
       const [next] = await fixture.requests()
-      request = next ?? (await fixture.request())
+      request = next ?? (await fixture.request(5000))
     }
     expect(asked).to.be.below(50)
     expect(put.state).to.equal('pending')
@@ -250,6 +250,40 @@ describe('KvClient', () => {
     fixture.acknowledge(again)
     await fixture.runtime.advance(0)
     expect(put.state).to.equal('resolved')
+    fixture.client.close()
+  })
+
+  it('hazard q: large values are sent as fast as they are taken, not all at once', async () => {
+    const fixture = new ClientFixture({ maxWaitingBytes: 1024 * 1024 * 1024 })
+    const puts = Array.from({ length: 30 }, (_, at) => watch(fixture.client.put(keyIn(1, at % 3), Buffer.alloc(1024 * 1024, at))))
+    const order: number[] = []
+    const underWay = await fixture.requests()
+    while (underWay.length > 0) {
+      const bytes = underWay.reduce((sum, { batch }) => sum + batch!.commands.reduce((total, { value }) => total + value!.length, 0), 0)
+      expect(bytes).to.be.at.most(8 * 1024 * 1024)
+      const request = underWay.shift()!
+      order.push(...request.batch!.commands.map(({ sequence }) => sequence))
+      fixture.acknowledge(request)
+      underWay.push(...(await fixture.requests()))
+    }
+    await fixture.runtime.advance(0)
+    expect(puts.filter(({ state }) => state === 'resolved')).to.have.length(30)
+    expect(order).to.deep.equal(Array.from({ length: 30 }, (_, at) => at + 1))
+    fixture.client.close()
+  })
+
+  it('hazard q: what is slow is not asked again at the same pace for ever: repeats would keep it slow', async () => {
+    const fixture = new ClientFixture()
+    const put = watch(fixture.client.put(key1, 'v', { timeoutMs: 60_000 }))
+    const requests = await fixture.requests(31_000)
+    expect(requests.length).to.be.within(3, 6)
+    // Any answer is a sign that it is not slow any more.
+    fixture.acknowledge((await fixture.request(60_000))!)
+    await fixture.runtime.advance(0)
+    expect(put.state).to.equal('resolved')
+    watch(fixture.client.put(key1, 'w'))
+    await fixture.request()
+    expect(await fixture.requests(1500)).to.have.length(1)
     fixture.client.close()
   })
 })
