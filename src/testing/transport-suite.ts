@@ -220,7 +220,10 @@ export function transportSuite(options: TransportSuiteOptions): void {
       const one = await listener()
       const other = await listener()
       const frameBytes = Math.min(one.transport.maxFrameBytes, 256 * 1024)
-      const count = Math.ceil((fixture.maxQueueBytes * 4) / frameBytes)
+      const count = Math.ceil((fixture.maxQueueBytes * 6) / frameBytes)
+      // One peer is connected, where there are connections; the other is not there.
+      one.send(other, pattern(8, 1))
+      await until('connected', () => other.received.length > 0)
       const before = heldBytes()
       // In one turn: nothing can leave meanwhile.
       for (let number = 0; number < count; number++) {

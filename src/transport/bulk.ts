@@ -25,8 +25,6 @@ const firstResendMs = 250
 const lastResendMs = 2000
 /** Resends without any progress before a message is given up. */
 const maxResends = 10
-/** After so many the receiver is taken to have forgotten the message, by a restart or by time: it begins anew. */
-const resendsBeforeRestart = 4
 /** Memory charged per kept chunk on top of its data. */
 const chunkCostBytes = 64
 
@@ -173,7 +171,6 @@ export class OutgoingStreams {
       return
     }
     this.#options.counters.chunksResent += stream.next - stream.contiguous
-    if (stream.resends === resendsBeforeRestart) stream.contiguous = 0
     stream.next = stream.contiguous
     stream.filledHole = -1
     this.#await(stream)
@@ -196,6 +193,15 @@ export class OutgoingStreams {
       return
     }
     if (contiguous > stream.count || received > stream.count) throw new CorruptionError('acknowledges more chunks than there are', 'MALFORMED')
+    if (contiguous < stream.contiguous) {
+      // An old acknowledgement, come late; but after a silence rather a receiver that was restarted, or gave the message up, and has to get all of it again.
+      if (stream.resends > 0) {
+        stream.contiguous = contiguous
+        stream.next = contiguous
+        this.#options.wake(this.#peer)
+      }
+      return
+    }
     if (contiguous > stream.contiguous) {
       stream.contiguous = contiguous
       stream.next = Math.max(stream.next, contiguous)

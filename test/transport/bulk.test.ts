@@ -244,6 +244,25 @@ describe('Messenger: bulk lane', () => {
     expect(delivered).to.equal(64)
   })
 
+  it('hazard E1.25: incomplete messages of all peers together are bounded, and what is dropped makes room', async () => {
+    const world = new World()
+    // At most 150 kB of a peer, and 300 kB of all.
+    const b = await world.node('b', { maxMessageBytes: 100_000, maxReassemblyBytes: 150_000, reassemblyTimeoutMs: 5000 })
+    const counters = b.messenger.counters
+    const data = new Uint8Array(70_000)
+    for (let round = 1; round <= 3; round++) {
+      for (let number = 0; number < 6; number++) {
+        const attacker = world.network.transport(`x-${round}-${number}`)
+        await attacker.open(() => {})
+        attacker.send('b', chunkFrame({ stream: 1, index: 0, count: 2, data }))
+      }
+      await world.runtime.advance(1)
+      expect(counters.bulkDropped).to.equal(6 * round - 4)
+      await world.runtime.advance(6000)
+      expect(counters.bulkDropped).to.equal(6 * round)
+    }
+  })
+
   it('joins the chunks of any message in any order, repeated or not', async () => {
     const world = new World()
     const b = await world.node('b')

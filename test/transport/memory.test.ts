@@ -307,6 +307,17 @@ describe('MemoryNetwork', () => {
     await asking.close()
   })
 
+  it('copies frames: ends share no bytes', async () => {
+    const runtime = new SimulatedRuntime({ seed: 1 })
+    const network = new MemoryNetwork({ runtime })
+    const { received, transports } = await ends(network, 'a', 'b')
+    const frame = Buffer.from('true')
+    transports[0]?.send('b', frame)
+    frame.fill('x')
+    await runtime.advance(1)
+    expect(received['b']).to.deep.equal(['a:true'])
+  })
+
   it('bounds what is under way to an end, and refuses addresses that cannot be', async () => {
     const runtime = new SimulatedRuntime({ seed: 1 })
     const network = new MemoryNetwork({ runtime, maxQueueBytes: 1000, faults: { minDelayMs: 10, maxDelayMs: 10 } })

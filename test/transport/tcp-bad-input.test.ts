@@ -221,7 +221,7 @@ describe('tcp: bad input', () => {
   })
 
   it('hazard E1.22: an anonymous end that comes again takes the place of its earlier connection', async () => {
-    const { attack, stillServes } = await attacked()
+    const { attack, stillServes } = await attacked({ silenceTimeoutMs: 600_000 })
     const name = `anonymous-${'a'.repeat(32)}`
     const first = await attack()
     first.write(hello(name))
@@ -285,7 +285,7 @@ describe('tcp: bad input', () => {
   })
 
   it('hazard E1.33: many connections without a hello make room for a good one, oldest first', async () => {
-    const { transport, attack, stillServes } = await attacked({ maxHalfOpenConnections: 8, maxConnections: 30 })
+    const { transport, attack, stillServes } = await attacked({ maxHalfOpenConnections: 8, maxConnections: 30, handshakeTimeoutMs: 600_000 })
     const sockets: Socket[] = []
     for (let number = 0; number < 60; number++) sockets.push(await attack())
     await until('the oldest are closed', () => transport.counters.connectionsOverLimit >= 52)

@@ -100,15 +100,25 @@ describe('tcp', () => {
     const other = await end()
     const { address } = other
     await other.close()
-    const one = await end()
-    const startMs = performance.now()
+    const delaysMs: number[] = []
+    const one = await end({
+      runtime: {
+        ...systemRuntime,
+        schedule: (delayMs, task) => {
+          delaysMs.push(delayMs)
+          return systemRuntime.schedule(delayMs, task)
+        },
+      },
+    })
     await until(
       'eight dials failed',
       () => one.counters.dialsFailed >= 8,
       () => one.send(address, new Uint8Array(1)),
     )
-    // 10 + 20 + 40 + 50 * 4 ms at the least.
-    expect(performance.now() - startMs).to.be.above(200)
+    // All but the sweeps of every 250 ms.
+    const backoffsMs = delaysMs.filter((delayMs) => delayMs !== 250)
+    expect(backoffsMs.length).to.be.at.least(6)
+    expect(Math.max(...backoffsMs)).to.be.within(30, 100)
     let got = 0
     await end({ listen: address }, () => got++)
     const failed = one.counters.dialsFailed
@@ -118,6 +128,24 @@ describe('tcp', () => {
       () => one.send(address, new Uint8Array(1)),
     )
     expect(one.counters.dialsFailed - failed).to.be.at.most(1)
+  })
+
+  it('drops what waited for a dial that failed: an old frame is worth nothing later', async () => {
+    const other = await end()
+    const { address } = other
+    await other.close()
+    const one = await end()
+    for (let number = 0; number < 5; number++) one.send(address, Uint8Array.of(1))
+    await until('the dial failed', () => one.counters.dialsFailed === 1)
+    expect(one.counters.framesDropped).to.equal(5)
+    const got: number[] = []
+    await end({ listen: address }, (_, frame) => got.push(frame[0] as number))
+    await until(
+      'reached',
+      () => got.length > 0,
+      () => one.send(address, Uint8Array.of(2)),
+    )
+    expect(got).to.not.include(1)
   })
 
   it('a peer that dials is dialled back without waiting for the back-off', async () => {
@@ -139,6 +167,26 @@ describe('tcp', () => {
     const dialled = one.counters.connectionsDialled
     other.send(one.address, new Uint8Array(1))
     await until('reached', () => got > 0)
+    expect(one.counters.connectionsDialled).to.equal(dialled + 1)
+  })
+
+  it('a peer that has dialled is dialled at once, too, when nothing waited for it', async () => {
+    const one = await end()
+    const nobody = createServer((socket) => socket.destroy())
+    await new Promise<void>((resolve) => nobody.listen(0, '127.0.0.1', resolve))
+    const address = `127.0.0.1:${(nobody.address() as { port: number }).port}`
+    await until(
+      'the back-off has grown',
+      () => one.counters.dialsFailed >= 6,
+      () => one.send(address, new Uint8Array(1)),
+    )
+    await until('the last dial has failed', () => one.counters.connectionsDialled === one.counters.dialsFailed)
+    await new Promise((resolve) => nobody.close(resolve))
+    const other = await end({ listen: address })
+    other.send(one.address, new Uint8Array(1))
+    await until('it has dialled', () => one.counters.framesReceived > 0)
+    const dialled = one.counters.connectionsDialled
+    one.send(address, new Uint8Array(1))
     expect(one.counters.connectionsDialled).to.equal(dialled + 1)
   })
 
