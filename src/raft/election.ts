@@ -86,7 +86,6 @@ export class Election {
 
   #begin(role: 'pre-candidate' | 'candidate'): void {
     this.#state.role = role
-    this.#state.leader = null
     this.#sequence++
     this.#granted.clear()
   }

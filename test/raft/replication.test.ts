@@ -135,6 +135,18 @@ describe('raft replication', () => {
       ).to.deep.equal([['n3', 4]])
     })
 
+    it('answers requests of different sessions apart', () => {
+      const follower = new Solo({ terms: [1, 1] })
+      follower.append({ from: 'n2', term: 2, previousIndex: 1, previousTerm: 1, session: 1, sequence: 4 })
+      follower.append({ from: 'n2', term: 2, previousIndex: 2, previousTerm: 1, session: 2, sequence: 5 })
+      follower.append({ from: 'n2', term: 2, previousIndex: 1, previousTerm: 1, session: 2, sequence: 6 })
+      expect(only(follower.settle(), 'append-reply').map(({ session, sequence, matchIndex }) => [session, sequence, matchIndex])).to.deep.equal([
+        [1, 4, 1],
+        [2, 5, 2],
+        [2, 6, 1],
+      ])
+    })
+
     it('truncating what was never handed out writes no truncation', () => {
       const follower = new Solo({ terms: [1] })
       follower.append({ from: 'n2', term: 2, previousIndex: 1, previousTerm: 1, entries: logOf([2, 2], 2) })
@@ -222,6 +234,17 @@ describe('raft replication', () => {
       solo.core.step({ type: 'applied', index: 11 })
       expect(solo.core.tailBytes).to.equal(0)
       expect(() => solo.core.step({ type: 'applied', index: 12 })).to.throw(InvariantError)
+    })
+
+    it('keeps what it committed on the word of others and applied, while its own disk still writes it', () => {
+      const leader = new Solo({ raft: { maxTailBytes: 0 } }).leadAgreed()
+      leader.core.step({ type: 'applied', index: 1 })
+      leader.propose('a')
+      for (const request of only(leader.drain().sendNow, 'append-request')) leader.accept(request, 2)
+      leader.core.step({ type: 'applied', index: 2 })
+      expect(leader.core.entries(2, 2, 1000)).to.have.length(1)
+      leader.persist()
+      expect(leader.core.entries(2, 2, 1000)).to.have.length(0)
     })
 
     it('hazard D5.45: refuses to start with state that its log does not hold', () => {
