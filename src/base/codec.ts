@@ -11,7 +11,7 @@ import { CorruptionError } from './errors.js'
 
 const maxSafe = Number.MAX_SAFE_INTEGER
 const utf8Encoder = new TextEncoder()
-const utf8Decoder = new TextDecoder('utf-8', { fatal: true })
+const utf8Decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 export class Writer {
   #buffer: Buffer
