@@ -55,7 +55,7 @@ export function makeClusterMap(options: BootstrapOptions): ClusterMap {
   wholeNumber('shards', shards, groupCount, maxShards)
   wholeNumber('replicas', replicas, 1, 7)
   if (nodes.length < 1 || nodes.length > maxNodes) throw new InvalidArgumentError(`Expected 1 to ${maxNodes} bootstrap nodes, got ${nodes.length}`)
-  const sorted = [...nodes].sort((a, b) => (a.id < b.id ? -1 : 1)).map(({ id, address }) => ({ id: checkNodeId(id), address }))
+  const sorted = [...nodes].sort((a, b) => (a.id < b.id ? -1 : 1)).map(({ id, address }) => ({ id: checkNodeId(id), address: checkAddress(address) }))
   if (new Set(sorted.map(({ id }) => id)).size < nodes.length) throw new InvalidArgumentError('Two bootstrap nodes have the same id')
   if (new Set(sorted.map(({ address }) => address)).size < nodes.length) throw new InvalidArgumentError('Two bootstrap nodes have the same address')
   const count = Math.min(replicas, sorted.length)
@@ -74,6 +74,11 @@ export function checkNodeId(id: string): string {
     throw new InvalidArgumentError(`Expected a node id of 1 to 64 letters, digits, '.', '_' or '-', got ${JSON.stringify(id)}`)
   }
   return id
+}
+
+function checkAddress(address: Address): Address {
+  if (typeof address !== 'string' || address === '') throw new InvalidArgumentError(`Expected an address, got ${JSON.stringify(address)}`)
+  return address
 }
 
 function wholeNumber(name: string, value: number, least: number, most: number): void {
@@ -145,10 +150,19 @@ export function decodeClusterMap(bytes: Uint8Array): ClusterMap {
     const map = {
       clusterId,
       shards,
-      nodes: nodes.map(([id, address]) => ({ id: checkNodeId(id), address: String(address) })),
+      nodes: nodes.map(([id, address]) => ({ id: checkNodeId(id), address: checkAddress(address) })),
       groups: groups.map(([id, members]) => ({ id, members: members.map(checkNodeId) })),
     }
-    for (const { id } of map.groups) wholeNumber('group', id, 1, 0xfffe)
+    const known = new Set(map.nodes.map(({ id }) => id))
+    if (known.size < map.nodes.length) throw new InvalidArgumentError('two nodes with the same id')
+    if (new Set(map.groups.map(({ id }) => id)).size < map.groups.length) throw new InvalidArgumentError('two groups with the same id')
+    for (const { id, members } of map.groups) {
+      wholeNumber('group', id, 1, 0xfffe)
+      const different = new Set(members)
+      if (members.length === 0 || different.size < members.length || members.some((member) => !known.has(member))) {
+        throw new InvalidArgumentError(`the members of group ${id} make no sense`)
+      }
+    }
     return map
   } catch (cause) {
     throw new CorruptionError('malformed cluster map', 'MALFORMED', { cause })
