@@ -5,6 +5,23 @@ export type { Limits } from './engine/command.js'
 export type { EngineTuning, GroupStatus } from './engine/engine.js'
 export type * from './engine/kv.js'
 export { createLocks, type LockHandle, LockLostError, LockNotHeldError, type Locks, LockTimeoutError, type NamedLock } from './lock/index.js'
+export {
+  defineJob,
+  fromFiles,
+  fromItems,
+  fromKv,
+  JobCancelledError,
+  type JobEvent,
+  JobFailedError,
+  JobHandle,
+  type JobOptions,
+  type JobResult,
+  OutputExistsError,
+  openOutput,
+  toArray,
+  toFolder,
+  toKv,
+} from './mapreduce/index.js'
 export { type ClientOptions, type MemberOptions, Node, type NodeEvents, type NodeOptions, type NodeStatus, openNode } from './node.js'
 export type { BootstrapOptions, ClusterNode } from './shard/cluster-map.js'
 export type { Refusal } from './transport/messenger.js'

@@ -4,6 +4,8 @@
  * Invariants: 1. a node with data rejoins by what its folder says; only `bootstrap` creates a cluster; 2. `close` releases every connection, timer, file and thread, whatever failed before.
  */
 import { EventEmitter } from 'node:events'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { ClosedError, InvalidArgumentError, QuorateError, RefusedError, UnavailableError } from './base/errors.js'
 import { keepProcessAlive, type Runtime, systemRuntime } from './base/runtime.js'
 import { defaultLimits, type Limits } from './engine/command.js'
@@ -13,6 +15,7 @@ import { checkIdentity } from './engine/identity.js'
 import type { KV } from './engine/kv.js'
 import { KvService } from './engine/kv-service.js'
 import { createLocks, type Locks, type LocksOptions, type NamedLock } from './lock/index.js'
+import { type JobHandle, type JobOptions, type JobOutput, JobRunner } from './mapreduce/index.js'
 import {
   type BootstrapOptions,
   type ClusterMap,
@@ -51,6 +54,10 @@ export interface MemberOptions extends CommonOptions {
   readonly id?: string
   /** Creates a cluster when the folder has no data. The same on every node, and harmless once there is data. */
   readonly bootstrap?: BootstrapOptions
+  /** The jobs that this node can run tasks of: modules by the names of their jobs. Only names cross the wire, never code or paths. */
+  readonly jobs?: Readonly<Record<string, URL>>
+  /** Worker threads for tasks of jobs. Default: the processors of the machine. */
+  readonly workers?: number
   /** Opens a database; for simulations. */
   readonly openDatabase?: OpenDatabase
 }
@@ -151,9 +158,9 @@ async function openMember(options: MemberOptions): Promise<Node> {
     closers.unshift(() => client.close())
     closers.splice(closers.length - 1, 0, () => messenger.close())
     await messenger.open()
-    const locks = createLocks(client, { ...options.locks, runtime })
-    closers.unshift(() => locks.close())
-    node = new Node({ id: nodeId, role: 'member', map, client, engine, locks, closers })
+    const { jobs = {}, workers } = options
+    const tasks = { jobs, temporaryFolder: join(location, 'temporary'), ...(workers === undefined ? {} : { workers }) }
+    node = makeNode({ id: nodeId, role: 'member', map, messenger, client, engine, closers, tasks }, options, runtime)
     if (earlyFailure !== null) node.fail(earlyFailure)
     return node
   } catch (error) {
@@ -225,9 +232,8 @@ async function openClient(options: ClientOptions): Promise<Node> {
     messenger.setClusterId(Buffer.from(map.clusterId, 'hex'))
     const client = makeClient(options, runtime, messenger, new Router(map), { ...defaultLimits, ...options.limits }, null)
     closers.unshift(() => client.close())
-    const locks = createLocks(client, { ...options.locks, runtime })
-    closers.unshift(() => locks.close())
-    return new Node({ id: nodeId, role: 'client', map, client, engine: null, locks, closers })
+    const tasks = { jobs: {}, temporaryFolder: tmpdir(), workers: 0 }
+    return makeNode({ id: nodeId, role: 'client', map, messenger, client, engine: null, closers, tasks }, options, runtime)
   } catch (error) {
     // Why it could not be opened says more than what went wrong after that.
     await closeAll(closers).catch(() => {})
@@ -252,15 +258,31 @@ async function describeCluster(messenger: Messenger, seeds: readonly Address[], 
   throw new UnavailableError(`no seed answered within ${timeoutMs} ms: ${seeds.join(', ')}`, 'TIMEOUT', { cause: failure })
 }
 
-interface NodeParts {
+interface Foundation {
   readonly id: string
   readonly role: 'member' | 'client'
   readonly map: ClusterMap
+  readonly messenger: Messenger
   readonly client: KvClient
   readonly engine: Engine | null
-  readonly locks: Locks
+  readonly tasks: { readonly jobs: Readonly<Record<string, URL>>; readonly temporaryFolder: string; readonly workers?: number }
   /** In the order to close. */
   readonly closers: (() => Promise<void> | void)[]
+}
+
+interface NodeParts extends Foundation {
+  readonly locks: Locks
+  readonly runner: JobRunner
+}
+
+/** Puts locks and jobs on top of the store, which is all that they know of it. */
+function makeNode(foundation: Foundation, options: CommonOptions, runtime: Runtime): Node {
+  const { id: nodeId, map, messenger, client, closers, tasks } = foundation
+  const locks = createLocks(client, { ...options.locks, runtime })
+  closers.unshift(() => locks.close())
+  const runner = new JobRunner({ messenger, kv: client, nodeId, peers: () => map.nodes, runtime, ...tasks })
+  closers.unshift(() => runner.close())
+  return new Node({ ...foundation, locks, runner })
 }
 
 /** One embedded node. Made by `openNode`. */
@@ -291,6 +313,17 @@ export class Node extends EventEmitter<NodeEvents> {
    */
   lock(name: string): NamedLock {
     return this.locks.lock(name)
+  }
+
+  /**
+   * Runs a MapReduce job on the nodes of the cluster, coordinated from here.
+   *
+   * @throws InvalidArgumentError when an option is wrong; everything later comes with `result()`: JobFailedError, JobCancelledError, OutputExistsError.
+   * @example
+   * const { output } = await node.mapReduce({ job: 'word-count', input: fromKv({ prefix: 'doc/' }), output: toArray() }).result()
+   */
+  mapReduce<Output extends JobOutput>(options: JobOptions<Output>): JobHandle<Output> {
+    return this.#parts.runner.run(options)
   }
 
   status(): NodeStatus {

@@ -6,12 +6,14 @@ import { expect } from 'chai'
 import {
   ClosedError,
   ConditionFailedError,
+  fromKv,
   InvalidArgumentError,
   type Node,
   OutcomeUnknownError,
   openNode,
   QuorateError,
   RefusedError,
+  toArray,
   UnavailableError,
 } from '../../src/index.js'
 import { tcp } from '../../src/transport/tcp.js'
@@ -163,6 +165,30 @@ describe('a cluster of three nodes', () => {
         for (let at = 1; at < fences.length; at++) expect(fences[at]! > fences[at - 1]!).to.equal(true)
       },
       { groups: 1 },
+    ))
+
+  it('runs a job over its own keys on all nodes, coordinated by a client', () =>
+    withCluster(
+      3,
+      async (cluster) => {
+        const client = await cluster.openClient()
+        try {
+          const texts = Array.from({ length: 60 }, (_, at) => `the ${at % 7} of ${at % 3} words`)
+          await Promise.all(texts.map((text, at) => client.kv.put(`doc/${at}`, text)))
+          const { output } = await client
+            .mapReduce({ job: 'word-count', input: fromKv({ prefix: 'doc/' }), output: toArray(), splitBytes: 200 })
+            .result()
+          const counts = new Map<string, number>()
+          for (const word of texts.join(' ').match(/[a-z]+/g)!) counts.set(word, (counts.get(word) ?? 0) + 1)
+          const found = new Map(output.pairs)
+          expect(found.size).to.equal(counts.size)
+          for (const [word, count] of counts) expect(found.get(word), word).to.equal(count)
+        } finally {
+          await client.close()
+        }
+      },
+      {},
+      { jobs: { 'word-count': new URL('../../examples/jobs/word-count.js', import.meta.url) }, workers: 1 },
     ))
 
   it('a closed node refuses work and settles what waited', () =>

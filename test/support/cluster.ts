@@ -59,13 +59,14 @@ export async function withCluster(
   size: number,
   run: (cluster: TestCluster) => Promise<void>,
   bootstrap: Partial<BootstrapOptions> = {},
+  options: Partial<MemberOptions> = {},
 ): Promise<void> {
   await withFolder(async (folder) => {
     const ports = await freePorts(size)
     const nodes = ports.map((port, at) => ({ id: `n${at + 1}`, address: `127.0.0.1:${port}` }))
     const cluster = new TestCluster(folder, { nodes, ...bootstrap })
     try {
-      await Promise.all(nodes.map(({ id }) => cluster.start(id)))
+      await Promise.all(nodes.map(({ id }) => cluster.start(id, options)))
       await run(cluster)
     } finally {
       await cluster.close()
