@@ -23,7 +23,8 @@ export function keyToBytes(key: KeyLike): Uint8Array {
 export function afterPrefix(prefix: Uint8Array): Uint8Array | undefined {
   for (let length = prefix.length; length > 0; length--) {
     if (prefix[length - 1] === 0xff) continue
-    const next = prefix.slice(0, length)
+    // A copy: a Buffer's own slice is a view.
+    const next = Uint8Array.from(prefix.subarray(0, length))
     next[length - 1] = (next[length - 1] as number) + 1
     return next
   }

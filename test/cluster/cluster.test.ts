@@ -175,12 +175,10 @@ describe('a cluster of three nodes', () => {
         try {
           const texts = Array.from({ length: 60 }, (_, at) => `the ${at % 7} of ${at % 3} words`)
           await Promise.all(texts.map((text, at) => client.kv.put(`doc/${at}`, text)))
-          const { output } = await client
-            .mapReduce({ job: 'word-count', input: fromKv({ prefix: 'doc/' }), output: toArray(), splitBytes: 200 })
-            .result()
+          const result = await client.mapReduce({ job: 'word-count', input: fromKv({ prefix: 'doc/' }), output: toArray(), splitBytes: 200 }).result()
           const counts = new Map<string, number>()
           for (const word of texts.join(' ').match(/[a-z]+/g)!) counts.set(word, (counts.get(word) ?? 0) + 1)
-          const found = new Map(output.pairs)
+          const found = new Map(result.output.pairs)
           expect(found.size).to.equal(counts.size)
           for (const [word, count] of counts) expect(found.get(word), word).to.equal(count)
         } finally {
