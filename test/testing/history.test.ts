@@ -43,6 +43,11 @@ describe('history checker', () => {
     accepts(put(0, 'a', 1), put(2, 'b', 2, { ret: 10 }), get(3, 'a', 1), get(5, 'b', 2))
   })
 
+  it('takes an answer and a call at the same time for concurrent', () => {
+    accepts(put(0, 'a', 1), put(2, 'b', 2, { ret: 5 }), get(5, 'a', 1))
+    refuses(put(0, 'a', 1), put(2, 'b', 2, { ret: 5 }), get(5.001, 'a', 1))
+  })
+
   it('hazard K1: refuses a stale read', () => {
     refuses(put(0, 'a', 1), put(2, 'b', 2), get(4, 'a', 1))
     // Two reads one after the other must not go back, though the write is concurrent with both.
