@@ -67,6 +67,8 @@ export interface MessengerOptions {
   readonly maxPendingRequests?: number | undefined
   /** Requests of others that are being handled; more are answered `OVERLOADED`. Default 4096. */
   readonly maxConcurrentRequests?: number | undefined
+  /** Those of one peer. Default a quarter of `maxConcurrentRequests`, at least 1. */
+  readonly maxConcurrentRequestsPerPeer?: number | undefined
   /** Largest message, in bytes. Default 64 MiB. */
   readonly maxMessageBytes?: number | undefined
   /** Bytes waiting in the bulk lane for one peer. Default twice `maxMessageBytes`. */
@@ -149,6 +151,7 @@ export class Messenger implements MessengerFace {
     this.#clusterKnown = isKnown(this.#clusterId)
     this.#onRefused = options.onRefused
     this.#onHandlerError = options.onHandlerError ?? warn
+    const maxConcurrentRequests = options.maxConcurrentRequests ?? 4096
     const maxMessageBytes = options.maxMessageBytes ?? 64 * 1024 * 1024
     this.#outbox = new Outbox({
       transport: options.transport,
@@ -168,7 +171,8 @@ export class Messenger implements MessengerFace {
       openMethods: new Set(options.openMethods ?? []),
       requestTimeoutMs: options.requestTimeoutMs ?? 10_000,
       maxPendingRequests: options.maxPendingRequests ?? 65_536,
-      maxConcurrentRequests: options.maxConcurrentRequests ?? 4096,
+      maxConcurrentRequests,
+      maxConcurrentRequestsPerPeer: options.maxConcurrentRequestsPerPeer ?? Math.max(1, Math.floor(maxConcurrentRequests / 4)),
       onHandlerError: this.#onHandlerError,
     })
   }

@@ -17,6 +17,8 @@ import type { Address, Transport } from './transport.js'
 const bulkBytesPerTurn = 256 * 1024
 /** Peers kept before idle ones are forgotten. */
 const manyPeers = 1024
+/** Bytes for this node itself that one turn may queue. */
+const maxSelfBytes = 64 * 1024 * 1024
 
 export interface OutboxOptions {
   readonly transport: Transport
@@ -47,6 +49,7 @@ export class Outbox {
   #header: Buffer
   #self: Peer | null = null
   #selfFrames: Buffer[] = []
+  #selfBytes = 0
   #dirty: Peer[] = []
   #turnScheduled = false
   #closed = false
@@ -173,8 +176,11 @@ export class Outbox {
     const frame = peer.builder.seal()
     this.#counters.framesSent++
     this.#counters.bytesSent += frame.length
-    if (peer === this.#self) this.#selfFrames.push(frame)
-    else this.#transport.send(peer.address, frame)
+    if (peer !== this.#self) this.#transport.send(peer.address, frame)
+    else if (this.#selfBytes + frame.length <= maxSelfBytes) {
+      this.#selfBytes += frame.length
+      this.#selfFrames.push(frame)
+    } else this.#counters.messagesDropped++
   }
 
   /** Sends the control messages queued so far. */
@@ -198,6 +204,7 @@ export class Outbox {
     if (this.#selfFrames.length > 0) {
       const frames = this.#selfFrames
       this.#selfFrames = []
+      this.#selfBytes = 0
       for (const frame of frames) this.#deliver(frame)
     }
   }

@@ -89,6 +89,7 @@ export interface RequestsOptions {
   readonly requestTimeoutMs: number
   readonly maxPendingRequests: number
   readonly maxConcurrentRequests: number
+  readonly maxConcurrentRequestsPerPeer: number
   readonly onHandlerError: (error: unknown, where: string) => void
 }
 
@@ -313,9 +314,11 @@ export class Requests {
       this.#counters.requestsRepeated++
       return
     }
-    if (this.#running >= this.#options.maxConcurrentRequests) {
+    const { maxConcurrentRequests, maxConcurrentRequestsPerPeer } = this.#options
+    if (this.#running >= maxConcurrentRequests || peer.running.size >= maxConcurrentRequestsPerPeer) {
       this.#counters.requestsOverloaded++
-      this.#replyError(peer, session, id, new OverloadedError(`${this.#running} requests are being handled already`))
+      const text = `${this.#running} requests are being handled already, ${peer.running.size} of them of this peer`
+      this.#replyError(peer, session, id, new OverloadedError(text))
       return
     }
     this.#counters.requestsHandled++

@@ -113,6 +113,23 @@ describe('Messenger: one-way messages', () => {
     expect(a.transport.sent).to.have.length(0)
   })
 
+  it('bounds what a turn may queue for the node itself', async () => {
+    const world = new World()
+    const a = await world.node('a')
+    let bytes = 0
+    a.messenger.onMessage(Channel.raft, (_, body) => {
+      bytes += body.length
+    })
+    const body = pattern(1_000_000)
+    for (let number = 0; number < 100; number++) a.messenger.send('a', Channel.raft, body)
+    await world.runtime.advance(1)
+    expect(bytes).to.be.within(60_000_000, 64 * 1024 * 1024)
+    expect(a.messenger.counters.messagesDropped).to.equal(100 - bytes / 1_000_000)
+    a.messenger.send('a', Channel.raft, body)
+    await world.runtime.advance(1)
+    expect(a.messenger.counters.messagesDropped).to.equal(100 - (bytes - 1_000_000) / 1_000_000)
+  })
+
   it('send before open and after close never throws, and is counted', async () => {
     const world = new World()
     const a = await world.node('a')
@@ -299,7 +316,7 @@ describe('Messenger: request and reply', () => {
 
   it('answers OVERLOADED beyond the handlers that may run, and serves again when they are done', async () => {
     const world = new World()
-    const [a, b] = [await world.node('a'), await world.node('b', { maxConcurrentRequests: 10 })]
+    const [a, b] = [await world.node('a'), await world.node('b', { maxConcurrentRequests: 10, maxConcurrentRequestsPerPeer: 10 })]
     b.messenger.handle('slow', async () => {
       await world.runtime.sleep(50)
       return nothing
@@ -313,6 +330,20 @@ describe('Messenger: request and reply', () => {
     }
     await world.runtime.settle(a.messenger.request('b', 'slow', nothing))
     expect(b.messenger.counters.requestsOverloaded).to.equal(5)
+  })
+
+  it('leaves handlers for the others when one peer asks for all of them', async () => {
+    const world = new World()
+    const [a, b, c] = [await world.node('a'), await world.node('b', { maxConcurrentRequests: 40 }), await world.node('c')]
+    b.messenger.handle('slow', async () => {
+      await world.runtime.sleep(50)
+      return nothing
+    })
+    const greedy = Promise.allSettled(Array.from({ length: 100 }, () => a.messenger.request('b', 'slow', nothing)))
+    await world.runtime.advance(1)
+    await world.runtime.settle(c.messenger.request('b', 'slow', nothing))
+    const results = await world.runtime.settle(greedy)
+    expect(results.filter(({ status }) => status === 'fulfilled')).to.have.length(10)
   })
 
   it('bounds the requests that wait', async () => {

@@ -9,7 +9,7 @@ transportSuite({
   describe,
   it,
   name: 'memory',
-  manifest: { dialOnly: false, peerStates: true },
+  manifest: { dialOnly: false, peerStates: true, lossless: true },
   create: () => {
     const network = new MemoryNetwork({ seed: 1, maxQueueBytes })
     let number = 0
@@ -21,7 +21,7 @@ transportSuite({
   describe,
   it,
   name: 'tcp',
-  manifest: { dialOnly: true, peerStates: true },
+  manifest: { dialOnly: true, peerStates: true, lossless: true },
   create: () => ({
     listener: (address) => tcp({ listen: address ?? '127.0.0.1:0', maxQueueBytes }),
     dialOnly: () => tcp({ maxQueueBytes }),
