@@ -56,7 +56,7 @@ export class Commit {
     const before = state.commitIndex
     if (index <= before || index < this.#firstOwnIndex) return
     state.commitUpTo(index)
-    // Entries beyond the commit index are not applied, and so are still in memory.
+    // Entries beyond the commit index are never evicted, so all of these are still in memory.
     this.#uncommittedBytes -= state.log.bytesBetween(Math.max(before + 1, this.#firstOwnIndex), index)
   }
 }

@@ -7,7 +7,8 @@
  * throw, but an append that contradicts committed entries.
  * 3. Before a message is dealt with, its term is compared once, here: an earlier one is refused with this replica's term or ignored, a later one is entered,
  * and thereby part of the persist work before anything that answers the message (§5.1).
- * 4. Replies of nodes that are no members are ignored, whatever their term: a removed node cannot depose a leader (hazard D3.26).
+ * 4. Replies of nodes that are no members are ignored, whatever their term: a removed node cannot depose a leader (hazard D3.26). Their requests are
+ * answered by the common rules, since the configuration known here may be an old one (§6).
  * 5. Roles change only in `becomeFollower` and `becomeLeader` (and, for campaigns, in `election.ts`); with the role go the leader's books, waiting reads
  * and the count of uncommitted bytes.
  */
@@ -36,6 +37,11 @@ import {
 import { isWellFormed } from './validation.js'
 
 const noData = new Uint8Array(0)
+/**
+ * How many times the bound of the tail committed entries may fill while they are not applied. Beyond it the host takes them from its log store: a state machine that
+ * hangs must not fill the memory.
+ */
+const unappliedTailFactor = 4
 
 /**
  * One replica of one Raft group: pure, synchronous, driven by its host through `step` and `drain`.
@@ -224,10 +230,11 @@ export class RaftCore implements Consensus {
     this.#evict()
   }
 
-  /** Lets go of memory: entries that are both durable and applied, the oldest first. */
+  /** Lets go of memory, the oldest first: entries that are durable and applied, and when applying lags far behind, also such that are only committed. */
   #evict(): void {
-    const { log, persistence, appliedIndex, options } = this.#state
+    const { log, persistence, appliedIndex, commitIndex, options } = this.#state
     log.evict(Math.min(persistence.durableIndex, appliedIndex), options.maxTailBytes)
+    log.evict(Math.min(persistence.durableIndex, commitIndex), options.maxTailBytes * unappliedTailFactor)
   }
 
   #becomeFollower(term: number, leader: NodeId | null): void {

@@ -5,7 +5,8 @@
  * overtake the other (hazard D1.3). Sequences rise by one.
  * 2. The durable index speaks of the log as it is now: a write that was under way when its entries were truncated makes nothing durable but
  * what is left of them, however late it completes (the ABA race, hazard D1.6).
- * 3. Durable index <= handed index <= last index. Neither the truncation nor the first entry of a work leaves a gap.
+ * 3. Durable index <= handed index <= last index. A work's first entry follows right on what was handed out before, or, when it cuts, is the one that it cuts
+ * from: a cut always comes with the entry that replaces what was there.
  */
 import { invariant } from './invariant.js'
 import type { RaftLog } from './log.js'

@@ -5,11 +5,12 @@
  * a quorum has answered a heartbeat that was sent after the read came in.
  * 2. All reads of one drain share one round. Round numbers are this core's own and only rise; an answer to an earlier round confirms no later one
  * (hazard D4.34). Answers of other terms, of learners and of strangers never count (hazard D4.35): `replication.ts` and `quorum.ts` see to that.
- * 3. Every read ends (hazard D4.37): given an index, rejected `not-leader` when leadership ends, or rejected `overloaded` when too many wait or when the
- * leader cannot commit in its own term for an election timeout. What waits for a quorum's answer is ended by check-quorum.
+ * 3. Every read ends (hazard D4.37): given an index, rejected `not-leader` when leadership ends, or rejected `overloaded` when too many wait, or when one has waited
+ * an election timeout for its index: the leader cannot commit in its own term, or a quorum answers it, but not its heartbeats.
  */
 import type { Commit } from './commit.js'
 import type { ReplicaState } from './state.js'
+import type { RejectReason } from './types.js'
 
 /** Reads that may wait at once; more are rejected as overloaded. */
 export const maxWaitingReads = 65_536
@@ -18,6 +19,8 @@ interface Round {
   readonly round: number
   readonly index: number
   readonly ids: readonly number[]
+  /** When the first of its reads came in. */
+  readonly sinceMs: number
 }
 
 export class Reads {
@@ -64,7 +67,7 @@ export class Reads {
   begin(): boolean {
     if (!this.canBegin) return false
     this.#round++
-    this.#rounds.push({ round: this.#round, index: this.#state.commitIndex, ids: this.#arrived })
+    this.#rounds.push({ round: this.#round, index: this.#state.commitIndex, ids: this.#arrived, sinceMs: this.#arrivedSinceMs })
     this.#arrived = []
     return true
   }
@@ -83,19 +86,23 @@ export class Reads {
 
   /** Time passed on a leader. */
   tick(): void {
-    if (this.#arrived.length === 0 || this.canBegin) return
-    if (this.#state.nowMs - this.#arrivedSinceMs < this.#state.options.electionTimeoutMs) return
-    for (const id of this.#arrived) this.#state.outbox.rejected(id, 'overloaded')
-    this.#waiting -= this.#arrived.length
+    const latestMs = this.#state.nowMs - this.#state.options.electionTimeoutMs
+    while (this.#rounds.length > 0 && this.#rounds[0]!.sinceMs <= latestMs) this.#reject(this.#rounds.shift()!.ids, 'overloaded')
+    if (this.#arrived.length === 0 || this.#arrivedSinceMs > latestMs) return
+    this.#reject(this.#arrived, 'overloaded')
     this.#arrived = []
+  }
+
+  #reject(ids: readonly number[], reason: RejectReason): void {
+    for (const id of ids) this.#state.outbox.rejected(id, reason)
+    this.#waiting -= ids.length
   }
 
   /** Leadership ended. */
   rejectAll(): void {
-    for (const { ids } of this.#rounds) for (const id of ids) this.#state.outbox.rejected(id, 'not-leader')
-    for (const id of this.#arrived) this.#state.outbox.rejected(id, 'not-leader')
+    for (const { ids } of this.#rounds) this.#reject(ids, 'not-leader')
+    this.#reject(this.#arrived, 'not-leader')
     this.#rounds = []
     this.#arrived = []
-    this.#waiting = 0
   }
 }

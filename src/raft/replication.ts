@@ -112,9 +112,11 @@ export class Replication {
   }
 
   #wantsToSend(progress: Progress): boolean {
+    // What the follower needs next is covered by a snapshot: here sending that snapshot will begin. Until then it gets heartbeats alone.
+    if (progress.nextIndex <= this.#state.log.snapshotIndex) return false
     switch (progress.state) {
       case 'probe':
-        return !progress.probeSent && this.#canReach(progress)
+        return !progress.probeSent
       case 'replicate':
         return progress.checkDue || this.#canSendAhead(progress)
       default:
@@ -122,15 +124,10 @@ export class Replication {
     }
   }
 
-  /** False while what the follower needs next is covered by a snapshot: here sending that snapshot will begin. */
-  #canReach(progress: Progress): boolean {
-    return progress.nextIndex > this.#state.log.snapshotIndex
-  }
-
   #canSendAhead(progress: Progress): boolean {
     if (progress.nextIndex > this.#state.log.lastIndex || progress.inflight.bytes >= this.#state.options.maxInflightBytes) return false
     if (progress.nextIndex >= this.#state.log.tailFirstIndex) return true
-    return progress.fetch === null && !progress.fetchPaused && this.#canReach(progress)
+    return progress.fetch === null && !progress.fetchPaused
   }
 
   /** Sends each follower what its window takes. */

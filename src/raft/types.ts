@@ -197,7 +197,7 @@ export interface RaftOptions {
   readonly maxInflightBytes: number
   /** Bytes of entries in one append message; a single larger entry still goes alone. */
   readonly maxAppendBytes: number
-  /** Bytes of entries kept in memory; entries not yet durable or not yet applied are kept beyond it. */
+  /** Bytes of entries kept in memory. Entries not yet durable or not yet committed are kept beyond it, and unapplied ones up to four times as many. */
   readonly maxTailBytes: number
   /** Bytes of entries that may be in the log uncommitted before proposals are rejected as overloaded. */
   readonly maxUncommittedBytes: number

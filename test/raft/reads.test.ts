@@ -84,6 +84,25 @@ describe('raft reads', () => {
     expect(leader.drain().rejected).to.deep.equal([{ id: 1, reason: 'overloaded' }])
   })
 
+  it('hazard D4.37: those whose heartbeats get no answer are rejected, though appends are answered', () => {
+    const leader = new Solo().leadAgreed()
+    leader.read(1)
+    leader.settle()
+    leader.tick(10).read(2)
+    for (let passed = 10; passed < 100; passed += 10) {
+      leader.propose('a')
+      for (const request of only(leader.settle(), 'append-request')) leader.accept(request, request.previousIndex + request.entries.length)
+      leader.tick(10)
+    }
+    expect(leader.drain().rejected).to.deep.equal([{ id: 1, reason: 'overloaded' }])
+    expect(leader.core.role).to.equal('leader')
+    leader.tick(10)
+    expect(leader.drain().rejected).to.deep.equal([{ id: 2, reason: 'overloaded' }])
+    leader.read(3)
+    leader.answerHeartbeat('n2', only(leader.drain().sendNow, 'heartbeat')[0]!.round)
+    expect(leader.drain().reads).to.deep.equal([{ id: 3, index: leader.core.commitIndex }])
+  })
+
   it('hazard D4.35: neither learners nor strangers nor the same follower twice confirm', () => {
     const leader = new Solo({ voters: ['n1', 'n2', 'n3', 'n4', 'n5'], learners: ['l1', 'l2'] }).leadAgreed()
     leader.read(1)
