@@ -35,6 +35,8 @@ interface CommonOptions {
   readonly transport: Transport
   /** Deadline of KV operations that name none. Default 10 000. */
   readonly requestTimeoutMs?: number
+  /** A request to another node that gets no answer for so long is sent again, perhaps elsewhere. Default 1000; shorter where the transport loses frames. */
+  readonly attemptTimeoutMs?: number
   /** Bounds of keys and values; the same on every node. */
   readonly limits?: Partial<Limits>
   /** Timers and bounds of the consensus groups. */
@@ -207,7 +209,7 @@ function makeClient(
     limits,
     local,
     requestTimeoutMs: options.requestTimeoutMs ?? 10_000,
-    attemptTimeoutMs: 1000,
+    attemptTimeoutMs: options.attemptTimeoutMs ?? 1000,
     maxWaitingOperations: 100_000,
     maxWaitingBytes: 64 * 1024 * 1024,
   })

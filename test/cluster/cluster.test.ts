@@ -79,7 +79,7 @@ describe('a cluster of three nodes', () => {
       const first = cluster.nodes.get('n1')!
       await Promise.all(Array.from({ length: 100 }, (_, at) => first.kv.put(`k${at}`, `${at}`)))
       const { revision } = await first.kv.delete('k7')
-      await cluster.close()
+      await Promise.all(cluster.members.map(({ id }) => cluster.stop(id)))
       await Promise.all(cluster.members.map(({ id }) => cluster.start(id)))
       const { kv } = cluster.nodes.get('n2')!
       for (let at = 0; at < 100; at++) expect((await kv.get(`k${at}`))?.version, `k${at}`).to.equal(at === 7 ? undefined : 1)

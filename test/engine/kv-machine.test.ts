@@ -28,9 +28,9 @@ interface Wish {
   ifRevision?: number
 }
 
-function encodeBatch(session: number, lowWater: number, wishes: Wish[]): Uint8Array {
+function encodeBatch(session: number | Uint8Array, lowWater: number, wishes: Wish[]): Uint8Array {
   const writer = new Writer()
-  writeBatchHeader(writer, Buffer.alloc(8, session), lowWater, wishes.length)
+  writeBatchHeader(writer, typeof session === 'number' ? Buffer.alloc(8, session) : session, lowWater, wishes.length)
   for (const { key, value = null, sequence, ifVersion, ifRevision } of wishes) {
     const bytes = Buffer.from(key)
     const command: Command = {
@@ -76,7 +76,7 @@ class Fixture {
     this.machine = machine
   }
 
-  apply(session: number, lowWater: number, ...wishes: Wish[]): [status: number, version: number, revision: number][] {
+  apply(session: number | Uint8Array, lowWater: number, ...wishes: Wish[]): [status: number, version: number, revision: number][] {
     const results = this.machine.apply(encodeBatch(session, lowWater, wishes))
     this.store.advance(++this.#index)
     return results.map(({ status, version, revision }) => [status, version, revision])
@@ -105,6 +105,15 @@ async function withMachine(run: (fixture: Fixture) => Promise<void>): Promise<vo
       await database.close()
     }
   })
+}
+
+/** Everything that the group's shards hold in the database. */
+async function records(database: Database): Promise<[Uint8Array, Uint8Array][]> {
+  const iterator = database.iterate({ gte: Buffer.from([0, 1, 0]), lt: Buffer.from([0, 1, 0xff]) })
+  const found: [Uint8Array, Uint8Array][] = []
+  for (let page = await iterator.nextv(1000); page.length > 0; page = await iterator.nextv(1000)) found.push(...page)
+  await iterator.close()
+  return found
 }
 
 const { ok, absent, conditionFailed, stale } = CommandStatus
@@ -154,6 +163,26 @@ describe('KvMachine', () => {
       expect(fixture.read('a')).to.equal('y v2 r2')
     }))
 
+  it('2 TestMemPutManyClientsReliable, 2 TestMemPutMany: 100,000 sessions that wrote once leave at most 200 bytes each', function () {
+    this.timeout(120_000)
+    return withMachine(async (fixture) => {
+      const sessions = 100_000
+      for (let at = 0; at < sessions; at++) {
+        const session = Buffer.alloc(8)
+        session.writeUInt32BE(at)
+        const results = fixture.apply(session, 1, { key: 'k', value: 'x'.repeat(1000), sequence: 1, ifVersion: at })
+        expect(results[0]![0]).to.equal(ok)
+      }
+      await fixture.restart()
+      let bytes = 0
+      for (const [key, value] of await records(fixture.database)) bytes += key.length + value.length
+      expect(bytes).to.be.at.most(sessions * 200)
+      expect(fixture.read('k')).to.match(/ v100000 r100000$/)
+      // And a repeat from the first of them still gets its answer.
+      expect(fixture.apply(Buffer.alloc(8), 1, { key: 'k', value: 'again', sequence: 1, ifVersion: 0 })).to.deep.equal([[ok, 1, 1]])
+    })
+  })
+
   it('D9.63: replicas that flush and restart at different times hold the same state', () =>
     withMachine((one) =>
       withMachine(async (two) => {
@@ -164,12 +193,8 @@ describe('KvMachine', () => {
           if (step % 17 === 0) await two.restart()
         }
         await Promise.all([one.restart(), two.restart()])
-        const dump = async (database: Database) => {
-          const iterator = database.iterate({ gte: Buffer.from([0, 1, 0]), lt: Buffer.from([0, 1, 0xff]) })
-          const entries = await iterator.nextv(10_000)
-          await iterator.close()
-          return entries.map(([key, value]) => `${Buffer.from(key).toString('hex')}=${Buffer.from(value).toString('hex')}`)
-        }
+        const dump = async (database: Database) =>
+          (await records(database)).map(([key, value]) => `${Buffer.from(key).toString('hex')}=${Buffer.from(value).toString('hex')}`)
         const state = await dump(one.database)
         expect(state.length).to.be.greaterThan(10)
         expect(await dump(two.database)).to.deep.equal(state)

@@ -1,18 +1,43 @@
 /** Three nodes in this process: real LevelDB folders and real sockets on loopback. */
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ClusterNode } from '../../src/index.js'
-import { type BootstrapOptions, type MemberOptions, type Node, openNode } from '../../src/index.js'
+import { type BootstrapOptions, type ClientOptions, type MemberOptions, type Node, openNode } from '../../src/index.js'
+import type { MemoryNetwork } from '../../src/transport/memory.js'
 import { tcp } from '../../src/transport/tcp.js'
-import { freePorts, withFolder } from './folders.js'
+import { freePorts } from './folders.js'
 
 export class TestCluster {
   readonly folder: string
   readonly bootstrap: BootstrapOptions
   readonly nodes = new Map<string, Node>()
+  /** Stands in for TCP where a test wants faults. */
+  readonly network: MemoryNetwork | null
+  #clients = 0
 
-  constructor(folder: string, bootstrap: BootstrapOptions) {
+  constructor(folder: string, bootstrap: BootstrapOptions, network: MemoryNetwork | null = null) {
     this.folder = folder
     this.bootstrap = bootstrap
+    this.network = network
+  }
+
+  /** Makes the folder and the addresses of a cluster, and starts its nodes. `close` takes all down again. */
+  static async open(
+    size: number,
+    options: { network?: MemoryNetwork; bootstrap?: Partial<BootstrapOptions>; node?: Partial<MemberOptions> } = {},
+  ): Promise<TestCluster> {
+    const folder = await mkdtemp(join(tmpdir(), 'quorate-test-'))
+    const ports = await freePorts(size)
+    const nodes = ports.map((port, at) => ({ id: `n${at + 1}`, address: `127.0.0.1:${port}` }))
+    const cluster = new TestCluster(folder, { nodes, ...options.bootstrap }, options.network ?? null)
+    try {
+      await Promise.all(nodes.map(({ id }) => cluster.start(id, options.node)))
+    } catch (error) {
+      await cluster.close()
+      throw error
+    }
+    return cluster
   }
 
   get members(): readonly ClusterNode[] {
@@ -26,7 +51,8 @@ export class TestCluster {
   async start(id: string, options: Partial<MemberOptions> = {}): Promise<Node> {
     const { address } = this.members.find((member) => member.id === id)!
     const location = join(this.folder, id)
-    const node = await openNode({ id, location, bootstrap: this.bootstrap, transport: tcp({ listen: address }), ...options })
+    const transport = this.network?.transport(address) ?? tcp({ listen: address })
+    const node = await openNode({ id, location, bootstrap: this.bootstrap, transport, ...options })
     this.nodes.set(id, node)
     return node
   }
@@ -37,8 +63,9 @@ export class TestCluster {
     await node?.close()
   }
 
-  openClient(): Promise<Node> {
-    return openNode({ role: 'client', transport: tcp(), seeds: this.addresses })
+  openClient(options: Partial<ClientOptions> = {}): Promise<Node> {
+    const transport = this.network?.transport(`client-${++this.#clients}`) ?? tcp()
+    return openNode({ role: 'client', transport, seeds: this.addresses, ...options })
   }
 
   /** The node that leads a group, as the nodes themselves say; undefined while there is none. */
@@ -51,6 +78,7 @@ export class TestCluster {
 
   async close(): Promise<void> {
     await Promise.all([...this.nodes.keys()].map((id) => this.stop(id)))
+    await rm(this.folder, { recursive: true, force: true })
   }
 }
 
@@ -59,17 +87,12 @@ export async function withCluster(
   size: number,
   run: (cluster: TestCluster) => Promise<void>,
   bootstrap: Partial<BootstrapOptions> = {},
-  options: Partial<MemberOptions> = {},
+  node: Partial<MemberOptions> = {},
 ): Promise<void> {
-  await withFolder(async (folder) => {
-    const ports = await freePorts(size)
-    const nodes = ports.map((port, at) => ({ id: `n${at + 1}`, address: `127.0.0.1:${port}` }))
-    const cluster = new TestCluster(folder, { nodes, ...bootstrap })
-    try {
-      await Promise.all(nodes.map(({ id }) => cluster.start(id, options)))
-      await run(cluster)
-    } finally {
-      await cluster.close()
-    }
-  })
+  const cluster = await TestCluster.open(size, { bootstrap, node })
+  try {
+    await run(cluster)
+  } finally {
+    await cluster.close()
+  }
 }

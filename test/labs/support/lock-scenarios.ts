@@ -38,7 +38,8 @@ export async function exclusion(lab: LockLab, clients: number): Promise<LockCoun
     const locks = makeLocks(lab, kv)
     // From 2026 on a client takes and releases a second lock first.
     await (await locks.acquire(`second ${client % 3}`)).release()
-    while (!over()) {
+    // Once at least, however slow the machine: what the lab wants is that everybody gets in.
+    do {
       const handle = await locks.acquire('l')
       tokens.push(handle.token)
       const found = await read(kv, 'l0')
@@ -51,7 +52,7 @@ export async function exclusion(lab: LockLab, clients: number): Promise<LockCoun
       expect(handle.held, 'the lease was lost in the middle').to.equal(true)
       expect(await handle.release()).to.deep.equal({ released: true })
       counts.grants++
-    }
+    } while (!over())
     await locks.close()
   }
   await withClients(lab, clients, 2000, work, history)
