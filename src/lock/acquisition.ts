@@ -10,7 +10,7 @@ import { type CellState, type CellWrite, type LockCell, tokenOf } from './cell.j
 import { HeldLock } from './handle.js'
 import { marginMs } from './observation.js'
 import { conflictDelayMs, Pace, pause, pollDelayMs, troubleDelayMs } from './poll.js'
-import { type LockRecord, maxWaiters, nonceBytes, nonceFromBytes, withBeat } from './record.js'
+import { type LockRecord, maxWaiters, nonceBytes, nonceFromBytes } from './record.js'
 import type { LockSession } from './session.js'
 import { removeTraces, Traces } from './tidy.js'
 
@@ -37,6 +37,8 @@ export class Acquisition {
   readonly #cell: LockCell
   readonly #traces: Traces
   readonly #pace = new Pace()
+  /** The greatest beat written under the nonce. */
+  #beat = -1
   #conflicts = 0
   #failures = 0
   #lastTrouble: QuorateError | undefined
@@ -131,9 +133,14 @@ export class Acquisition {
     const place = record.waiters.findIndex((waiter) => waiter.nonce === nonce)
     const { ttlMs } = this.#session
     return {
-      holder: { nonce, token: 0, ttlMs, beat: 0, label: this.#options.label },
+      holder: { nonce, token: 0, ttlMs, beat: ++this.#beat, label: this.#options.label },
       waiters: place === -1 ? [] : record.waiters.slice(place + 1),
     }
+  }
+
+  #confirmed(record: LockRecord): LockRecord {
+    this.#beat = Math.max(this.#beat, record.holder?.beat ?? 0) + 1
+    return { holder: record.holder && { ...record.holder, beat: this.#beat }, waiters: record.waiters }
   }
 
   /** Writes this nonce in as the holder, or renews what a doubtful write has already achieved. Null: look again. */
@@ -141,7 +148,7 @@ export class Acquisition {
     const { runtime, ttlMs } = this.#session
     const { name, stop } = this.#options
     const sentAtMs = runtime.nowMs()
-    const write = await this.#write(state, (record) => (granted ? withBeat(record) : this.#claimed(record)))
+    const write = await this.#write(state, (record) => (granted ? this.#confirmed(record) : this.#claimed(record)))
     if (write.type !== 'written') return null
     // Granted, but the answer was so long in coming that the lease is over (hazard etcd#11456): the next read finds the own nonce, and renews.
     if (runtime.nowMs() >= sentAtMs + ttlMs - marginMs(ttlMs)) return null

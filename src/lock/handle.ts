@@ -2,13 +2,13 @@
  * HeldLock: a lock while it is held: renewal, loss, release.
  *
  * Invariants: 1. only an answered write extends the lease, and it does so from the moment before it was sent; 2. the holder counts the lease as over a margin before anybody else does;
- * 3. once lost or released, a handle stays so: a late answer does not revive it; 4. the record is changed only while it names this handle's nonce (L3).
+ * 3. once lost or released, a handle stays so: a late answer does not revive it; 4. the record is changed only while it names this handle's nonce and token (L3).
  *
  * Renewal runs on this event loop on purpose: a process whose loop is stuck loses its lock instead of holding it for ever.
  */
 import { ClosedError } from '../base/errors.js'
 import type { Cancel } from '../base/runtime.js'
-import type { CellState, LockCell } from './cell.js'
+import { type CellState, type LockCell, tokenOf } from './cell.js'
 import { LockLostError, type LockLostReason, LockNotHeldError } from './errors.js'
 import { marginMs } from './observation.js'
 import { conflictDelayMs, pause, troubleDelayMs } from './poll.js'
@@ -172,12 +172,16 @@ export class HeldLock implements LockHandle {
   /** Takes in a record that was read; when it names somebody else, the lock is lost. */
   #stillMine(state: CellState): boolean {
     this.#checkLease()
-    if (state.record.holder?.nonce === this.#traces.nonce) {
+    if (this.#isMine(state)) {
       this.#state = state
       return true
     }
     this.lose('revoked')
     return false
+  }
+
+  #isMine(state: CellState): boolean {
+    return state.record.holder?.nonce === this.#traces.nonce && BigInt(tokenOf(state)) === this.token
   }
 
   async #release(): Promise<ReleaseResult> {
@@ -212,7 +216,7 @@ export class HeldLock implements LockHandle {
             await pause(runtime, Math.min(troubleDelayMs(failures++, runtime), remainingMs), never)
             continue
           }
-          if (read.state.record.holder?.nonce !== this.#traces.nonce) {
+          if (!this.#isMine(read.state)) {
             // While the lease is good nobody takes the lock over: an earlier release, whose answer was lost, was executed.
             if (runtime.nowMs() >= this.#leaseEndMs) return lost('expired')
             return inDoubt ? { released: true } : lost('revoked')

@@ -28,7 +28,7 @@ export interface LockHolder {
   /** The revision of the acquiring write; 0 in that write itself. */
   readonly token: number
   readonly ttlMs: number
-  /** Raised by each renewal: a record whose beat stands still is not being renewed. */
+  /** Raised by each write of the holder, never the same twice under one nonce: a record whose beat stands still is not being renewed. */
   readonly beat: number
   readonly label: string
 }

@@ -75,7 +75,7 @@ export interface LockInspection {
     readonly label: string
     readonly token: bigint
     readonly ttlMs: number
-    /** How often it was renewed. */
+    /** How often it was renewed (or, taken in doubt, tried for). */
     readonly renewals: number
   } | null
   /** In the order in which they will be served; the dead among them are passed over when their turn comes. */

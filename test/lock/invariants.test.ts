@@ -62,6 +62,7 @@ async function runSeed(seed: number): Promise<Outcome> {
   const grants = new Map<bigint, GrantSeen>()
   let holder: { nonce: string; token: bigint; beat: number; ttlMs: number; beatAtMs: number } | null = null
   let greatestToken = 0n
+  const beats = new Set<string>()
   world.onChange = ({ record, revision, atMs }: RecordChange) => {
     const now = record.holder
     if (holder !== null && now?.nonce !== holder.nonce) {
@@ -78,16 +79,20 @@ async function runSeed(seed: number): Promise<Outcome> {
       holder = null
       return
     }
+    const pulse = `${now.nonce}/${now.beat}`
     if (now.nonce !== holder?.nonce) {
-      if (now.token !== 0 || now.beat !== 0) fail('L1', 'an acquiring write with a token or a beat')
+      if (now.token !== 0) fail('L1', 'an acquiring write with a token')
+      if (beats.has(pulse)) fail('L4', 'an acquiring write with a beat that was there before')
+      beats.add(pulse)
       const token = BigInt(revision)
       if (token <= greatestToken) fail('L1', `token ${token} after ${greatestToken}`)
       greatestToken = token
-      holder = { nonce: now.nonce, token, beat: 0, ttlMs: now.ttlMs, beatAtMs: atMs }
+      holder = { nonce: now.nonce, token, beat: now.beat, ttlMs: now.ttlMs, beatAtMs: atMs }
       return
     }
     if (BigInt(now.token) !== holder.token) fail('L1', `the record says token ${now.token} of grant ${holder.token}`)
     if (now.beat < holder.beat) fail('L3', 'a beat went back')
+    beats.add(pulse)
     if (now.beat > holder.beat) holder = { ...holder, beat: now.beat, beatAtMs: atMs }
   }
 
