@@ -3,7 +3,7 @@
  *
  * 1. A campaign begins with a pre-vote, which changes no term and no vote anywhere (thesis §9.6); only a quorum of pre-votes raises the term.
  * 2. The timer starts again, with a time drawn anew from [T, 2T), on hearing the term's leader, on granting a vote, on starting a campaign and on
- * losing leadership; never on granting a pre-vote or refusing a vote (hazard D3.24).
+ * losing leadership; never on granting a pre-vote, refusing a vote or repeating one (hazard D3.24).
  * 3. Whoever leads, or heard a leader less than T ago, ignores (pre-)votes, their terms included, unless they come from that leader itself, which is
  * then no leader any more. Whoever starts to campaign stops to believe in a leader (hazard D3.23).
  * 4. A vote is cast once a term, only for a log at least as up to date as this one (§5.4.1), and spoken of only once it is durable; so is the
@@ -74,7 +74,7 @@ export class Election {
     this.restartTimer()
     this.#leaderHeardMs = Number.NEGATIVE_INFINITY
     state.leader = null
-    if (!state.isVoter || state.persistence.isStalled(state.nowMs, state.options.electionTimeoutMs)) {
+    if (!state.isVoter || state.isDiskStalled) {
       state.role = 'follower'
       return
     }
@@ -107,7 +107,7 @@ export class Election {
     for (const to of votersOf(configuration)) {
       if (to === id || this.#granted.has(to)) continue
       const question = { from: id, to, lastIndex: log.lastIndex, lastTerm: log.lastTerm, sequence: this.#sequence }
-      if (role === 'candidate') outbox.afterPersist({ type: 'vote-request', term, ...question })
+      if (role === 'candidate') this.#state.sendOnceDurable({ type: 'vote-request', term, ...question })
       else outbox.now({ type: 'pre-vote-request', term: term + 1, ...question })
     }
   }
@@ -149,7 +149,8 @@ export class Election {
     const state = this.#state
     const isFree = state.vote === message.from || (state.vote === null && state.leader === null)
     const granted = isFree && this.#isUpToDate(message.lastTerm, message.lastIndex)
-    if (granted) {
+    // Asked again, it says the same again, and that is all: the candidate may have won or lost since.
+    if (granted && state.vote === null) {
       state.castVote(message.from)
       // A campaign of this replica's own, not past its pre-vote, would now only stand against the candidate it chose.
       this.#transitions.becomeFollower(state.term, null)
@@ -163,8 +164,8 @@ export class Election {
   }
 
   #replyToVote(message: VoteRequest, granted: boolean): void {
-    const { id, term, outbox } = this.#state
-    outbox.afterPersist({ type: 'vote-reply', from: id, to: message.from, term, granted, sequence: message.sequence })
+    const { id, term } = this.#state
+    this.#state.sendOnceDurable({ type: 'vote-reply', from: id, to: message.from, term, granted, sequence: message.sequence })
   }
 
   /** A reply of the present term. */

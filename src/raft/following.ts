@@ -54,7 +54,7 @@ export class Following {
     this.#append(message)
     const lastIndex = previousIndex + message.entries.length
     state.commitUpTo(Math.min(message.commitIndex, lastIndex))
-    state.outbox.acknowledge(this.#reply(message, { accepted: true, matchIndex: lastIndex, conflictTerm: 0, conflictIndex: 0 }))
+    state.sendOnceDurable(this.#reply(message, { accepted: true, matchIndex: lastIndex, conflictTerm: 0, conflictIndex: 0 }))
     return true
   }
 
@@ -82,7 +82,7 @@ export class Following {
   }
 
   #refuse(message: AppendRequest, conflictTerm: number, conflictIndex: number): void {
-    this.#state.outbox.afterPersist(this.#reply(message, { accepted: false, matchIndex: 0, conflictTerm, conflictIndex }))
+    this.#state.sendOnceDurable(this.#reply(message, { accepted: false, matchIndex: 0, conflictTerm, conflictIndex }))
   }
 
   /** An append of an earlier term: its sender learns of the present one, and leads no more. */

@@ -24,6 +24,7 @@ export class Persistence {
   #hardStateDirty = false
   #hardStateSequence = 0
   #truncateFrom: number | null = null
+  /** Entries up to here were handed out to be written. */
   #handedIndex: number
   #durableIndex: number
   readonly #writes: Write[] = []
@@ -36,11 +37,6 @@ export class Persistence {
 
   get durableIndex(): number {
     return this.#durableIndex
-  }
-
-  /** Entries up to here were handed out to be written. */
-  get handedIndex(): number {
-    return this.#handedIndex
   }
 
   /** Whether the present term and vote are on disk. */

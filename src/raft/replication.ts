@@ -80,9 +80,9 @@ export class Replication {
   }
 
   #canLead(): boolean {
-    const { id, nowMs, options, configuration, persistence, isAlone } = this.#state
+    const { id, nowMs, options, configuration, isAlone, isDiskStalled } = this.#state
     if (isAlone) return true
-    if (persistence.isStalled(nowMs, options.electionTimeoutMs)) return false
+    if (isDiskStalled) return false
     const heardAfterMs = nowMs - options.electionTimeoutMs
     return hasQuorum(configuration, (voter) => voter === id || (this.#peers.get(voter)?.lastHeardMs ?? Number.NEGATIVE_INFINITY) > heardAfterMs)
   }

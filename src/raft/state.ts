@@ -14,7 +14,7 @@ import { RaftLog } from './log.js'
 import { Outbox } from './outbox.js'
 import { Persistence } from './persistence.js'
 import { isVoter, normalizeConfiguration } from './quorum.js'
-import type { Configuration, HeartbeatReply, NodeId, PreVoteReply, RaftOptions, Role } from './types.js'
+import type { Configuration, HeartbeatReply, MessageAfterPersist, NodeId, PreVoteReply, RaftOptions, Role } from './types.js'
 
 /** What a concern asks of the whole replica. */
 export interface Transitions {
@@ -89,9 +89,8 @@ export class ReplicaState {
     this.outbox.dropClaims()
   }
 
-  /** Votes in the present term. */
+  /** Votes in the present term, once. */
   castVote(candidate: NodeId): void {
-    if (this.#vote === candidate) return
     invariant(this.#vote === null, 'at most one vote a term')
     this.#vote = candidate
     this.persistence.hardStateChanged()
@@ -104,9 +103,24 @@ export class ReplicaState {
     this.#commitIndex = index
   }
 
+  /** Whether no write was completed for an election timeout while some are under way. */
+  get isDiskStalled(): boolean {
+    return this.persistence.isStalled(this.nowMs, this.options.electionTimeoutMs)
+  }
+
   /** Sends what carries this replica's term and nothing else of its disk: at once when the term is durable. */
   sendWithTerm(message: HeartbeatReply | PreVoteReply): void {
     if (this.persistence.hardStateDurable) this.outbox.now(message)
+    else this.sendOnceDurable(message)
+  }
+
+  /**
+   * Sends what speaks for this replica's disk to another. While the disk hangs it is dropped, as if the network had lost it: others ask again each heartbeat
+   * interval, and what waits must not grow without bound.
+   */
+  sendOnceDurable(message: MessageAfterPersist): void {
+    if (this.isDiskStalled) return
+    if (message.type === 'append-reply' && message.accepted) this.outbox.acknowledge(message)
     else this.outbox.afterPersist(message)
   }
 }

@@ -59,6 +59,7 @@ export interface PreVoteRequest extends Envelope {
   readonly sequence: number
 }
 
+/** `term` is the one asked for when it is granted, and the sender's own when not. */
 export interface PreVoteReply extends Envelope {
   readonly type: 'pre-vote-reply'
   readonly granted: boolean

@@ -2,6 +2,7 @@
 import { expect } from 'chai'
 import { Cluster } from './support/cluster.js'
 import { logOf } from './support/entries.js'
+import { seededRandom } from './support/random.js'
 import { only, Solo } from './support/solo.js'
 
 const preVote = (fields: { from?: string; term: number; lastIndex?: number; lastTerm?: number; sequence?: number }) =>
@@ -314,6 +315,19 @@ describe('raft election', () => {
       expect(solo.core).to.include({ role: 'follower', term: 3 })
     })
 
+    it('a repeated request for a vote is answered, and changes nothing else', () => {
+      const solo = new Solo({ raft: { random: seededRandom(8) } })
+      solo.message(vote({ term: 1 })).heartbeat({ from: 'n2', term: 1 })
+      solo.settle()
+      const deadlineMs = solo.core.nextTickMs
+      solo.tick(1).message(vote({ term: 1 }))
+      expect(only(solo.settle(), 'vote-reply')[0]).to.include({ granted: true })
+      expect(solo.core).to.include({ leader: 'n2', nextTickMs: deadlineMs })
+      solo.timeout()
+      solo.message(vote({ term: 1 }))
+      expect(solo.core.role).to.equal('pre-candidate')
+    })
+
     it('hazard D3.28: late and repeated replies change nothing for whoever has won or moved on', () => {
       const solo = new Solo()
       const questions = solo.timeout()
@@ -499,6 +513,24 @@ describe('raft election', () => {
       cluster.cut('n1')
       cluster.advance(1000)
       expect(preVotes(), 'a hung replica campaigns').to.equal(before)
+    })
+
+    it('a follower whose disk hangs does not heap up answers, and answers again when the disk does', () => {
+      const follower = new Solo()
+      let waiting = 0
+      const beat = () => {
+        follower
+          .tick(10)
+          .heartbeat({ from: 'n2', term: 1 })
+          .append({ from: 'n2', term: 1, entries: logOf([1, 1]) })
+        const output = follower.drain()
+        waiting += output.sendAfterPersist.length
+        return output
+      }
+      for (let count = 0; count < 200; count++) beat()
+      expect(waiting).to.be.within(1, 25)
+      follower.persist()
+      expect(only(beat().sendAfterPersist, 'append-reply')[0]).to.include({ accepted: true, matchIndex: 2 })
     })
 
     it('a leader alone never steps down, whatever its disk does', () => {
