@@ -1,12 +1,12 @@
 /** What a group answers, over a real engine of one member: limits of replies, bad input, and failures of the disk. */
 import { expect } from 'chai'
 import { Reader, Writer } from '../../src/base/codec.js'
-import { defaultLimits, shardOf } from '../../src/engine/command.js'
+import { defaultLimits, shardOf, writeBatchHeader, writeCommand } from '../../src/engine/command.js'
 import type { EngineTuning } from '../../src/engine/engine.js'
-import { ReplyStatus, RequestKind, readReadResult, writeReadKeys } from '../../src/engine/kv-protocol.js'
+import { ReplyStatus, RequestKind, readReadResult, readScanPage, writeReadKeys, writeScanRequest } from '../../src/engine/kv-protocol.js'
 import { KvService, type Ownership } from '../../src/engine/kv-service.js'
 import { withFolder } from '../support/folders.js'
-import { EngineFixture, putBatch, testShards, until } from './support/engine-fixture.js'
+import { EngineFixture, putBatch, testShards, turns, until } from './support/engine-fixture.js'
 
 const ownership: Ownership = { shards: testShards, groupOf: () => 1, shardsOf: () => Array.from({ length: testShards }, (_, shard) => shard) }
 
@@ -97,4 +97,70 @@ describe('KvService', () => {
       },
       { flushAfterMs: 1 },
     ))
+
+  it('K6, hazard D9: a page of a scan is one point in time, whatever is applied and flushed while it is read', () =>
+    withService(
+      async (fixture) => {
+        const keys = Array.from({ length: 30 }, (_, at) => `k${String(at).padStart(2, '0')}`)
+        const range = { gte: Buffer.alloc(0), lt: null, maxEntries: 1000, maxBytes: 1_000_000 }
+        let sequence = 0
+        let writing = true
+        const write = async () => {
+          while (sequence < 80)
+            expect((await fixture.ask(RequestKind.write, putsBatch(++sequence, keys, `${sequence}`))).status).to.equal(ReplyStatus.done)
+          writing = false
+        }
+        const scan = async (reverse: boolean) => {
+          let pages = 0
+          while (writing) {
+            const writer = new Writer()
+            writeScanRequest(writer, { ...range, reverse })
+            const { status, body } = await fixture.ask(RequestKind.scan, writer.finish())
+            expect(status).to.equal(ReplyStatus.done)
+            const { entries, more } = readScanPage(new Reader(body))
+            expect(more).to.equal(false)
+            if (entries.length === 0) continue
+            const expected = reverse ? [...keys].reverse() : keys
+            expect(entries.map(({ key }) => Buffer.from(key).toString())).to.deep.equal(expected)
+            expect(new Set(entries.map(({ value }) => Buffer.from(value).toString())).size, 'different states in one page').to.equal(1)
+            pages++
+          }
+          expect(pages).to.be.greaterThan(5)
+        }
+        await Promise.all([write(), scan(false), scan(false), scan(true)])
+      },
+      { flushBytes: 4000, flushAfterMs: 1 },
+    ))
+
+  it('a log that fails at the very end fails the close, and nothing goes on after it', () =>
+    withFolder(async (folder) => {
+      const fixture = new ServiceFixture(folder)
+      await fixture.open({ flushAfterMs: 40 })
+      const { engine } = fixture
+      const failure = new Error('disk full')
+      await fixture.put('a', '1')
+      engine.logGate.close()
+      void fixture.put('b', '1')
+      await until(() => engine.logGate.held === 1)
+      void fixture.put('c', '1')
+      await turns()
+      const closed = engine.close().catch((error: unknown) => error)
+      await turns(1)
+      engine.logGate.failure = failure
+      expect(await closed).to.equal(failure)
+      await new Promise((resolve) => setTimeout(resolve, 120))
+      expect(engine.failures).to.deep.equal([])
+    }))
 })
+
+/** A batch that puts one value under every key. */
+function putsBatch(sequence: number, keys: readonly string[], value: string): Uint8Array {
+  const writer = new Writer()
+  writeBatchHeader(writer, Buffer.alloc(8, 9), sequence * keys.length, keys.length)
+  keys.forEach((text, at) => {
+    const { shard, key } = place(text)
+    const command = { sequence: sequence * keys.length + at, key, shard, value: Buffer.from(value), ifVersion: undefined, ifRevision: undefined }
+    writeCommand(writer, command, sequence * keys.length)
+  })
+  return writer.finish()
+}
