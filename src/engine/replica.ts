@@ -100,6 +100,8 @@ export class Replica {
     if (this.#stopped) return reply('stopped')
     const id = this.#nextId++
     this.#reads.set(id, reply)
+    // A read's wait is measured from its arrival, not from the last tick, which may lie before a stall of the event loop.
+    this.core.step({ type: 'tick', nowMs: this.#options.runtime.nowMs() })
     this.core.step({ type: 'read', id })
     this.#options.onDirty(this)
   }

@@ -19,7 +19,7 @@ interface Round {
   readonly round: number
   readonly index: number
   readonly ids: readonly number[]
-  /** When the first of its reads came in. */
+  /** When it began. */
   readonly sinceMs: number
 }
 
@@ -67,7 +67,7 @@ export class Reads {
   begin(): boolean {
     if (!this.canBegin) return false
     this.#round++
-    this.#rounds.push({ round: this.#round, index: this.#state.commitIndex, ids: this.#arrived, sinceMs: this.#arrivedSinceMs })
+    this.#rounds.push({ round: this.#round, index: this.#state.commitIndex, ids: this.#arrived, sinceMs: this.#state.nowMs })
     this.#arrived = []
     return true
   }
@@ -88,7 +88,8 @@ export class Reads {
   tick(): void {
     const latestMs = this.#state.nowMs - this.#state.options.electionTimeoutMs
     while (this.#rounds.length > 0 && this.#rounds[0]!.sinceMs <= latestMs) this.#reject(this.#rounds.shift()!.ids, 'overloaded')
-    if (this.#arrived.length === 0 || this.#arrivedSinceMs > latestMs) return
+    // What can begin waits for the host's next drain alone.
+    if (this.#arrived.length === 0 || this.canBegin || this.#arrivedSinceMs > latestMs) return
     this.#reject(this.#arrived, 'overloaded')
     this.#arrived = []
   }

@@ -28,7 +28,7 @@ class ServiceFixture {
     await this.engine.open({ electionTimeoutMs: 20, heartbeatIntervalMs: 10, ...tuning })
     const { engine, messenger } = this.engine
     this.service = new KvService({ host: engine.host, messenger, ownership, limits: defaultLimits })
-    await until(() => this.engine.status.role === 'leader')
+    await until(() => this.engine.status.role === 'leader' && this.engine.status.commitIndex > 0)
   }
 
   ask(kind: RequestKind, payload: Uint8Array): Promise<Reply> {
@@ -104,22 +104,28 @@ describe('KvService', () => {
         const keys = Array.from({ length: 30 }, (_, at) => `k${String(at).padStart(2, '0')}`)
         const range = { gte: Buffer.alloc(0), lt: null, maxEntries: 1000, maxBytes: 1_000_000 }
         let sequence = 0
+        let acknowledged = 0
         let writing = true
         const write = async () => {
-          while (sequence < 80)
-            expect((await fixture.ask(RequestKind.write, putsBatch(++sequence, keys, `${sequence}`))).status).to.equal(ReplyStatus.done)
+          while (sequence < 80) {
+            const { status } = await fixture.ask(RequestKind.write, putsBatch(++sequence, keys, `${sequence}`))
+            expect(status).to.equal(ReplyStatus.done)
+            acknowledged = sequence
+          }
           writing = false
         }
         const scan = async (reverse: boolean) => {
           let pages = 0
           while (writing) {
+            const least = acknowledged
             const writer = new Writer()
             writeScanRequest(writer, { ...range, reverse })
             const { status, body } = await fixture.ask(RequestKind.scan, writer.finish())
             expect(status).to.equal(ReplyStatus.done)
             const { entries, more } = readScanPage(new Reader(body))
             expect(more).to.equal(false)
-            if (entries.length === 0) continue
+            if (least === 0 && entries.length === 0) continue
+            expect(Number(Buffer.from(entries[0]!.value).toString()), 'an acknowledged write is missing').to.be.at.least(least)
             const expected = reverse ? [...keys].reverse() : keys
             expect(entries.map(({ key }) => Buffer.from(key).toString())).to.deep.equal(expected)
             expect(new Set(entries.map(({ value }) => Buffer.from(value).toString())).size, 'different states in one page').to.equal(1)

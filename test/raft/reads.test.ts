@@ -159,6 +159,18 @@ describe('raft reads', () => {
     expect(output.sendNow).to.deep.equal([])
   })
 
+  it('hazard p10: a stall of the host between a read and its drain is no wait of the read: it gets its round, and the time for an answer', () => {
+    const leader = new Solo().leadAgreed()
+    leader.read(1)
+    for (let passedMs = 0; passedMs < 150; passedMs += 50) leader.tick(50).answerHeartbeat('n2', 0)
+    const { rejected, sendNow } = leader.drain()
+    expect(rejected).to.deep.equal([])
+    leader.tick(10)
+    expect(leader.drain().rejected).to.deep.equal([])
+    leader.answerHeartbeat('n2', only(sendNow, 'heartbeat').at(-1)!.round)
+    expect(leader.drain().reads).to.deep.equal([{ id: 1, index: 1 }])
+  })
+
   it('a lost answer costs a heartbeat interval', () => {
     const leader = new Solo().leadAgreed()
     leader.read(1)
