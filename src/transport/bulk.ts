@@ -92,6 +92,10 @@ export class OutgoingStreams {
     return this.#streams.size === 0
   }
 
+  get queuedBytes(): number {
+    return this.#queuedBytes
+  }
+
   /** Takes a message and returns its stream's id; null when the queue is full. */
   offer(channel: number, bytes: Uint8Array): number | null {
     if (bytes.length > this.#options.maxMessageBytes || this.#queuedBytes + bytes.length > this.#options.maxQueueBytes) return null

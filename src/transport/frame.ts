@@ -23,6 +23,7 @@ const fixedHeaderBytes = 2 + 1 + clusterIdBytes + 1
 export const minFrameBytes = 1024
 const firstSlabBytes = 4096
 const largestSlabBytes = 65536
+const noSlab = Buffer.alloc(0)
 
 /** Sections of the Messenger's own; those of the layers above begin at 16. Values are wire format. */
 export const SystemChannel = { request: 1, reply: 2, errorReply: 3, cancel: 4, chunk: 5, chunkAck: 6, refused: 7 } as const
@@ -57,15 +58,14 @@ function sectionOverheadBytes(bodyBytes: number): number {
 export class FrameBuilder {
   #header: Buffer
   readonly #maxBytes: number
-  #slab: Buffer
+  #slab = noSlab
   #start = 0
   #position = 0
-  #slabBytes = firstSlabBytes
+  #slabBytes = firstSlabBytes / 2
 
   constructor(header: Buffer, maxBytes: number) {
     this.#header = header
     this.#maxBytes = maxBytes
-    this.#slab = Buffer.allocUnsafeSlow(firstSlabBytes)
   }
 
   /** Whether a frame has been begun. */

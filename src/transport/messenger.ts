@@ -96,6 +96,19 @@ export interface MessengerFace {
   onPeerState?(handler: PeerStateHandler): void
 }
 
+/** What a Messenger holds at the moment: all of it is 0, but the peers, when nothing is under way. */
+export interface MessengerStatus {
+  readonly peers: number
+  /** Requests of this node that wait for a reply. */
+  readonly pendingRequests: number
+  /** Requests of others that are being handled. */
+  readonly runningRequests: number
+  /** Bytes in the bulk lane that are not acknowledged. */
+  readonly bulkBytes: number
+  /** Bytes of messages that have come in part. */
+  readonly reassemblyBytes: number
+}
+
 /** How far a frame's sender is trusted. */
 const Trust = { full: 0, stranger: 1, none: 2 } as const
 type Trust = (typeof Trust)[keyof typeof Trust]
@@ -187,6 +200,10 @@ export class Messenger implements MessengerFace {
 
   get clusterId(): Uint8Array {
     return this.#clusterId
+  }
+
+  status(): MessengerStatus {
+    return { ...this.#outbox.status(), ...this.#requests.status() }
   }
 
   /** Once a node without a cluster has learned of it: from now on it is a full peer. */

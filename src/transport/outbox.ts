@@ -112,6 +112,12 @@ export class Outbox {
     return this.#peers.get(address)
   }
 
+  status(): { peers: number; bulkBytes: number; reassemblyBytes: number } {
+    let bulkBytes = 0
+    for (const peer of this.#peers.values()) bulkBytes += peer.outgoing?.queuedBytes ?? 0
+    return { peers: this.#peers.size, bulkBytes, reassemblyBytes: this.#bulkOptions.reassembly.bytes }
+  }
+
   #forgetIdle(): void {
     for (const peer of this.#peers.values()) if (peer !== this.#self && peer.idle) this.#peers.delete(peer.address)
   }

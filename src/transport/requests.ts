@@ -114,6 +114,10 @@ export class Requests {
     this.#state = 'open'
   }
 
+  status(): { pendingRequests: number; runningRequests: number } {
+    return { pendingRequests: this.#pending.size, runningRequests: this.#running }
+  }
+
   handle(method: string, handler: RequestHandler): void {
     this.#encodeMethod(method)
     this.#handlers.set(method, handler)

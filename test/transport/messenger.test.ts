@@ -466,6 +466,23 @@ describe('Messenger: request and reply', () => {
     await first.messenger.close()
   })
 
+  it('forgets peers that nothing is under way with, when they are many', async () => {
+    for (const peerStates of [true, false]) {
+      const world = new World(1, { peerStates })
+      const a = await world.node('a')
+      a.messenger.handle('echo', async (_, payload) => payload)
+      for (let number = 0; number < 3000; number++) {
+        // One that is asked, and one that asks.
+        quiet(a.messenger.request(`nobody-${number}`, 'echo', nothing, { timeoutMs: 10 }))
+        const { messenger } = await world.node(`client-${number}`)
+        await world.runtime.settle(messenger.request('a', 'echo', nothing))
+        await messenger.close()
+        if (number % 100 === 0) await world.runtime.advance(20)
+      }
+      expect(a.messenger.status().peers).to.be.below(1024 + 64 + 1)
+    }
+  })
+
   it('leaves no timer behind when all is answered and closed', async () => {
     const world = new World()
     const [a, b] = [await world.node('a'), await world.node('b')]
