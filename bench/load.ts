@@ -83,10 +83,10 @@ export async function preload(operations: Operations, callers = 256): Promise<vo
   await Promise.all(Array.from({ length: callers }, work))
 }
 
-/** Runs one cell. The clock can be replaced, for tests. */
-export async function measure(operations: Operations, options: CellOptions, nowMs = () => performance.now()): Promise<CellResult> {
+/** Runs one cell. */
+export async function measure(operations: Operations, options: CellOptions): Promise<CellResult> {
   const samples = new Samples()
-  const startMs = nowMs()
+  const startMs = performance.now()
   const countFromMs = startMs + options.warmUpMs
   const endMs = countFromMs + options.durationMs
   let lastCompletionMs = countFromMs
@@ -102,10 +102,10 @@ export async function measure(operations: Operations, options: CellOptions, nowM
         }
   const caller = async () => {
     for (;;) {
-      const begunMs = nowMs()
+      const begunMs = performance.now()
       if (begunMs >= endMs) return
       await once()
-      const doneMs = nowMs()
+      const doneMs = performance.now()
       if (doneMs < countFromMs || doneMs > endMs) continue
       samples.add(doneMs - begunMs)
       longestStallMs = Math.max(longestStallMs, doneMs - lastCompletionMs)

@@ -64,6 +64,23 @@ export class SeededRandom {
     return choices[Math.floor(this.next() * choices.length)] as T
   }
 
+  /** A whole number drawn from the exponential distribution of this mean. */
+  exponential(mean: number): number {
+    return Math.floor(-Math.log(1 - this.next()) * mean)
+  }
+
+  /** The items in a random order, as a new list. */
+  shuffle<T>(items: readonly T[]): T[] {
+    const result = [...items]
+    for (let last = result.length - 1; last > 0; last--) {
+      const other = this.integer(0, last)
+      const kept = result[last] as T
+      result[last] = result[other] as T
+      result[other] = kept
+    }
+    return result
+  }
+
   bytes(length: number): Uint8Array {
     const bytes = new Uint8Array(length)
     for (let position = 0; position < length; position++) bytes[position] = this.uint32() & 0xff
