@@ -85,9 +85,12 @@ export class Following {
     this.#state.sendOnceDurable(this.#reply(message, { accepted: false, matchIndex: 0, conflictTerm, conflictIndex }))
   }
 
-  /** An append of an earlier term: its sender learns of the present one, and leads no more. */
+  /**
+   * An append of an earlier term: its sender learns of the present one, and leads no more. The answer names no session and no sequence: should the
+   * sender lead again, in the term that the answer carries, those of its earlier leadership would pass for its present ones (hazards D2.21, n17).
+   */
   refuseAppend(message: AppendRequest): void {
-    this.#refuse(message, 0, this.#state.log.lastIndex + 1)
+    this.#refuse({ ...message, session: 0, sequence: 0 }, 0, this.#state.log.lastIndex + 1)
   }
 
   /** A heartbeat of the present term. Returns false when its sender cannot be the leader. */
@@ -100,9 +103,13 @@ export class Following {
     return true
   }
 
-  /** With this replica's own term, which also tells the leader of an earlier one. */
+  /**
+   * With this replica's own term, which also tells the leader of an earlier one. That one is told no round: rounds begin anew after a restart, and should it lead
+   * again, its old round could confirm a later one of the same number (hazards D4.34, n17).
+   */
   answerHeartbeat(message: Heartbeat): void {
     const { id, term } = this.#state
-    this.#state.sendWithTerm({ type: 'heartbeat-reply', from: id, to: message.from, term, round: message.round })
+    const round = message.term === term ? message.round : 0
+    this.#state.sendWithTerm({ type: 'heartbeat-reply', from: id, to: message.from, term, round })
   }
 }
