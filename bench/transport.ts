@@ -17,6 +17,8 @@ interface Row {
   readonly perSecond: number
   readonly p50Ms: number
   readonly p99Ms: number
+  /** CPU of the asking process, the benchmark itself included: what stays comparable on a busy machine. */
+  readonly cpuMicrosecondsPerCall: number
 }
 
 function makeMessenger(nodeId: string): Messenger {
@@ -54,10 +56,13 @@ async function measure(mode: string, callers: number, seconds: number, call: () 
     return (performance.now() - startMs) / 1000
   }
   await run(Math.min(1, seconds), false)
+  const cpu = process.cpuUsage()
   const took = await run(seconds, true)
+  const { user, system } = process.cpuUsage(cpu)
   timesMs.sort((one, other) => one - other)
   const at = (part: number): number => timesMs[Math.min(timesMs.length - 1, Math.floor(timesMs.length * part))] ?? 0
-  return { mode, callers, perSecond: Math.round(timesMs.length / took), p50Ms: at(0.5), p99Ms: at(0.99) }
+  const perSecond = Math.round(timesMs.length / took)
+  return { mode, callers, perSecond, p50Ms: at(0.5), p99Ms: at(0.99), cpuMicrosecondsPerCall: (user + system) / timesMs.length }
 }
 
 function startAnswering(): Promise<[ChildProcess, string]> {
@@ -105,10 +110,8 @@ async function main(): Promise<void> {
   const show = (row: Row, unit: string): void => {
     rows.push(row)
     const rate = `${String(row.perSecond).padStart(8)} ${unit}/s`
-    if (!values.json)
-      console.log(
-        `${row.mode.padEnd(14)} ${String(row.callers).padStart(4)} callers ${rate}  p50 ${row.p50Ms.toFixed(3)} ms  p99 ${row.p99Ms.toFixed(3)} ms`,
-      )
+    const times = `p50 ${row.p50Ms.toFixed(3)} ms  p99 ${row.p99Ms.toFixed(3)} ms  ${row.cpuMicrosecondsPerCall.toFixed(2)} µs CPU`
+    if (!values.json) console.log(`${row.mode.padEnd(14)} ${String(row.callers).padStart(4)} callers ${rate}  ${times}`)
   }
   for (const [mode, call] of Object.entries(modes)) {
     if (values.only !== undefined && values.only !== mode) continue
