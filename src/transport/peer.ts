@@ -1,7 +1,7 @@
 /** What the Messenger keeps of one address. Its parts belong to the file that each is of. */
 import type { IncomingStreams, OutgoingStreams } from './bulk.js'
 import type { FrameBuilder } from './frame.js'
-import type { Sender } from './messenger.js'
+import type { Sender } from './messenger-types.js'
 import type { RunningRequest } from './requests.js'
 import type { Address } from './transport.js'
 

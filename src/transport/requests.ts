@@ -10,33 +10,20 @@
  * session of this life of the node: replies to an earlier life are ignored; 3. delivery is at least once: a request that is repeated while its handler
  * runs is not run again, one repeated later is; 4. pending and running requests are bounded; 5. no stack trace leaves the node.
  */
-import {
-  ClosedError,
-  CorruptionError,
-  InvalidArgumentError,
-  OutcomeUnknownError,
-  OverloadedError,
-  QuorateError,
-  RefusedError,
-  UnavailableError,
-} from '../base/errors.js'
+import { ClosedError, CorruptionError, InvalidArgumentError, OverloadedError, QuorateError, RefusedError, UnavailableError } from '../base/errors.js'
 import { Deadline } from './deadlines.js'
 import { type FrameReader, SystemChannel, varintBytes } from './frame.js'
-import type { RequestHandler, RequestOptions } from './messenger.js'
 import type { MessengerCounters } from './messenger-counters.js'
+import type { RequestHandler, RequestOptions } from './messenger-types.js'
 import type { Outbox } from './outbox.js'
 import type { Peer } from './peer.js'
+import { describeError, maxCodeBytes, maxErrorTextBytes, printable, readError } from './remote-errors.js'
 import type { Address } from './transport.js'
 
 const maxMethodBytes = 64
-const maxCodeBytes = 64
-const maxErrorTextBytes = 1024
 /** Replies larger than this go in the bulk lane. */
 const largeReplyBytes = 64 * 1024
 const maxId = 0x3fffffff
-
-/** The class that an error comes back as. Values are wire format. */
-const ErrorKind = { other: 0, invalidArgument: 1, unavailable: 2, overloaded: 3, outcomeUnknown: 4, refused: 5, corruption: 6 } as const
 
 /** Given to handlers that declare that they take no signal: making one costs more than all else of a request. */
 const neverAborted = new AbortController().signal
@@ -425,48 +412,4 @@ function writeVarint(buffer: Buffer, at: number, value: number): number {
   }
   buffer[position++] = rest
   return position
-}
-
-/** Text from outside, fit for a message. */
-function printable(text: string): string {
-  return text.replace(/[^ -~]/g, '?')
-}
-
-/** Kind, code and retryable of an error as it goes over the wire. */
-function describeError(error: unknown): [kind: number, code: string, retryable: boolean] {
-  if (!(error instanceof QuorateError)) return [ErrorKind.other, 'INTERNAL', false]
-  // Closed is that node, not what the requester holds in its hands: for the requester it is another node's turn.
-  if (error instanceof ClosedError) return [ErrorKind.unavailable, 'UNAVAILABLE', true]
-  let kind: number = ErrorKind.other
-  if (error instanceof InvalidArgumentError) kind = ErrorKind.invalidArgument
-  else if (error instanceof UnavailableError) kind = ErrorKind.unavailable
-  else if (error instanceof OverloadedError) kind = ErrorKind.overloaded
-  else if (error instanceof OutcomeUnknownError) kind = ErrorKind.outcomeUnknown
-  else if (error instanceof RefusedError) kind = ErrorKind.refused
-  else if (error instanceof CorruptionError) kind = ErrorKind.corruption
-  return [kind, error.code, error.retryable]
-}
-
-function readError(reader: FrameReader, from: Address): QuorateError {
-  const kind = reader.u8()
-  const retryable = reader.u8() === 1
-  const code = printable(reader.latin1(maxCodeBytes)) || 'INTERNAL'
-  const message = `${reader.utf8(maxErrorTextBytes)} (${from})`
-  reader.end()
-  switch (kind) {
-    case ErrorKind.invalidArgument:
-      return new InvalidArgumentError(message, code)
-    case ErrorKind.unavailable:
-      return new UnavailableError(message, code)
-    case ErrorKind.overloaded:
-      return new OverloadedError(message)
-    case ErrorKind.outcomeUnknown:
-      return new OutcomeUnknownError(message)
-    case ErrorKind.refused:
-      return new RefusedError(code, message)
-    case ErrorKind.corruption:
-      return new CorruptionError(message, code)
-    default:
-      return new QuorateError(code, message, retryable)
-  }
 }

@@ -12,42 +12,13 @@
 import { createServer, connect as dial, type Server, type Socket } from 'node:net'
 import { InvalidArgumentError, UnavailableError } from '../base/errors.js'
 import { type Cancel, type Runtime, systemRuntime } from '../base/runtime.js'
-import { type ConnectionLimits, TcpConnection, TcpCounters, type TcpRefusal } from './tcp-connection.js'
+import { type ConnectionLimits, TcpConnection, TcpCounters } from './tcp-connection.js'
 import { type Hello, helloVersion } from './tcp-hello.js'
+import { connectionLimits, listenTarget, parseAddress, type TcpOptions } from './tcp-options.js'
 import type { Address, FrameHandler, PeerState, PeerStateHandler, Transport } from './transport.js'
 
 export { TcpCounters, type TcpRefusal } from './tcp-connection.js'
-
-export interface TcpOptions {
-  /** `host:port` to listen on; port 0 takes any. Without it this end only dials, and is answered over its own connections. */
-  readonly listen?: string | undefined
-  /** The address that peers use, when it differs from `listen` (a wildcard host, a mapped port). */
-  readonly advertise?: string | undefined
-  /** Allows to listen beyond loopback without any authentication: every process that reaches the port can join, read and write. Default false. */
-  readonly insecureAllowRemote?: boolean | undefined
-  /** Largest frame sent or received. Default 1 MiB. */
-  readonly maxFrameBytes?: number | undefined
-  /** Bytes waiting for one peer; what is over is dropped. Default 32 MiB. */
-  readonly maxQueueBytes?: number | undefined
-  /** Connections accepted in all. Default 1024. */
-  readonly maxConnections?: number | undefined
-  /** Connections accepted from one host. Default 512. */
-  readonly maxConnectionsPerHost?: number | undefined
-  /** Connections accepted that have not said hello; the oldest makes room for the next. Default 64. */
-  readonly maxHalfOpenConnections?: number | undefined
-  /** From the start of a connection to its hello, dialling included. Default 5000. */
-  readonly handshakeTimeoutMs?: number | undefined
-  /** From the first byte of a frame to its last. Default 10 000. */
-  readonly frameTimeoutMs?: number | undefined
-  /** An open connection is closed when nothing arrived, or nothing of ours was taken, for so long. Default 10 000. */
-  readonly silenceTimeoutMs?: number | undefined
-  /** A silent dialled connection is asked for a sign of life so often. Default 2000. */
-  readonly pingIntervalMs?: number | undefined
-  /** Told why a connection was closed, with the peer's address or, before its hello, its socket's. */
-  readonly onRefused?: ((kind: TcpRefusal, remote: string, detail: string) => void) | undefined
-  /** Default: the real one. */
-  readonly runtime?: Runtime | undefined
-}
+export type { TcpOptions } from './tcp-options.js'
 
 const firstBackoffMs = 20
 const maxRefusedBackoffMs = 100
@@ -101,38 +72,17 @@ export class TcpTransport implements Transport {
   constructor(options: TcpOptions = {}) {
     this.#options = options
     this.#runtime = options.runtime ?? systemRuntime
-    this.maxFrameBytes = options.maxFrameBytes ?? 1024 * 1024
-    if (!(this.maxFrameBytes >= 1024 && this.maxFrameBytes <= 0x7fffffff))
-      throw new InvalidArgumentError(`maxFrameBytes is from 1024 to 2^31-1, got ${this.maxFrameBytes}`)
-    this.#limits = {
-      maxFrameBytes: this.maxFrameBytes,
-      maxQueueBytes: Math.max(this.maxFrameBytes + 4, options.maxQueueBytes ?? 32 * 1024 * 1024),
-      handshakeTimeoutMs: options.handshakeTimeoutMs ?? 5000,
-      frameTimeoutMs: options.frameTimeoutMs ?? 10_000,
-      silenceTimeoutMs: options.silenceTimeoutMs ?? 10_000,
-      pingIntervalMs: options.pingIntervalMs ?? 2000,
-    }
+    this.#limits = connectionLimits(options)
+    this.maxFrameBytes = this.#limits.maxFrameBytes
     const { handshakeTimeoutMs, frameTimeoutMs, silenceTimeoutMs, pingIntervalMs } = this.#limits
     this.#sweepIntervalMs = Math.max(
       10,
       Math.min(maxSweepIntervalMs, Math.min(handshakeTimeoutMs, frameTimeoutMs, silenceTimeoutMs, pingIntervalMs) / 4),
     )
     this.#incarnation = this.#runtime.randomBytes(8)
-    this.#listen = options.listen === undefined ? null : parseAddress(options.listen)
-    if (this.#listen === null) {
-      this.#address = `anonymous-${Buffer.from(this.#runtime.randomBytes(16)).toString('hex')}`
-      return
-    }
-    const { host } = this.#listen
-    if (!isLoopback(host) && options.insecureAllowRemote !== true)
-      throw new InvalidArgumentError(
-        `refusing to listen on ${host}: whoever reaches the port could join, read and write. Set insecureAllowRemote for a network that you trust`,
-        'INSECURE_LISTEN',
-      )
-    if (options.advertise !== undefined) parseAddress(options.advertise)
-    else if (host === '0.0.0.0' || host === '::')
-      throw new InvalidArgumentError(`listening on ${host} needs advertise: the address that peers can dial`)
-    this.#address = options.advertise ?? options.listen ?? ''
+    this.#listen = listenTarget(options)
+    this.#address =
+      this.#listen === null ? `anonymous-${Buffer.from(this.#runtime.randomBytes(16)).toString('hex')}` : (options.advertise ?? options.listen ?? '')
   }
 
   get address(): Address {
@@ -425,16 +375,4 @@ export class TcpTransport implements Transport {
  */
 export function tcp(options: TcpOptions = {}): TcpTransport {
   return new TcpTransport(options)
-}
-
-function parseAddress(address: Address): { host: string; port: number } {
-  const match = /^(?:\[([0-9a-fA-F:.%]+)\]|([^[\]:\s]+)):([0-9]{1,5})$/.exec(address)
-  const host = match?.[1] ?? match?.[2]
-  const port = Number(match?.[3])
-  if (host === undefined || address.length > 255 || port > 65535) throw new InvalidArgumentError(`an address is host:port, got '${address}'`)
-  return { host, port }
-}
-
-function isLoopback(host: string): boolean {
-  return host === 'localhost' || host === '::1' || /^127(\.[0-9]{1,3}){3}$/.test(host)
 }

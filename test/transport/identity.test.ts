@@ -260,6 +260,34 @@ describe('Messenger: bad frames', () => {
     await stillServes()
   })
 
+  it('hazard p9: hooks that throw stop nothing', async () => {
+    const warnings: string[] = []
+    const noteWarning = (warning: Error): void => void warnings.push(warning.message)
+    process.on('warning', noteWarning)
+    try {
+      const world = new World()
+      const [a, b] = [
+        await world.node('a'),
+        await world.node('b', {
+          onRefused: () => {
+            throw new Error('broken onRefused')
+          },
+          onHandlerError: (error) => {
+            throw error
+          },
+        }),
+      ]
+      b.messenger.handle('echo', (_, payload) => payload)
+      a.messenger.send('b', 99 as Channel, nothing)
+      expect(String(await world.runtime.settle(a.messenger.request('b', 'echo', Buffer.from('fine'))))).to.equal('fine')
+      expect(b.messenger.counters.handlerErrors).to.equal(1)
+      await new Promise((resolve) => setImmediate(resolve))
+      expect(warnings).to.deep.equal(['broken onRefused'])
+    } finally {
+      process.off('warning', noteWarning)
+    }
+  })
+
   it('FrameReader reads back what FrameBuilder wrote, at every size of frame and section', () => {
     fc.assert(
       fc.property(
