@@ -83,10 +83,10 @@ export async function preload(operations: Operations, callers = 256): Promise<vo
   await Promise.all(Array.from({ length: callers }, work))
 }
 
-/** Runs one cell. */
-export async function measure(operations: Operations, options: CellOptions): Promise<CellResult> {
+/** Runs one cell. The clock can be replaced, for tests. */
+export async function measure(operations: Operations, options: CellOptions, nowMs = () => performance.now()): Promise<CellResult> {
   const samples = new Samples()
-  const startMs = performance.now()
+  const startMs = nowMs()
   const countFromMs = startMs + options.warmUpMs
   const endMs = countFromMs + options.durationMs
   let lastCompletionMs = countFromMs
@@ -102,10 +102,10 @@ export async function measure(operations: Operations, options: CellOptions): Pro
         }
   const caller = async () => {
     for (;;) {
-      const begunMs = performance.now()
+      const begunMs = nowMs()
       if (begunMs >= endMs) return
       await once()
-      const doneMs = performance.now()
+      const doneMs = nowMs()
       if (doneMs < countFromMs || doneMs > endMs) continue
       samples.add(doneMs - begunMs)
       longestStallMs = Math.max(longestStallMs, doneMs - lastCompletionMs)

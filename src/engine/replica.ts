@@ -10,7 +10,7 @@
  */
 import { CorruptionError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
-import { type Consensus, EntryKind, type NodeId, type Output } from '../raft/types.js'
+import { type Consensus, EntryKind, type Input, type NodeId, type Output } from '../raft/types.js'
 import type { CommandResult } from './command.js'
 import type { KvMachine } from './kv-machine.js'
 import type { LogStore } from './log-store.js'
@@ -91,7 +91,7 @@ export class Replica {
     if (this.#stopped) return reply(null, 'stopped')
     const id = this.#nextId++
     this.#proposals.set(id, reply)
-    this.core.step({ type: 'propose', id, data })
+    this.#step({ type: 'propose', id, data })
     this.#options.onDirty(this)
   }
 
@@ -101,9 +101,18 @@ export class Replica {
     const id = this.#nextId++
     this.#reads.set(id, reply)
     // A read's wait is measured from its arrival, not from the last tick, which may lie before a stall of the event loop.
-    this.core.step({ type: 'tick', nowMs: this.#options.runtime.nowMs() })
-    this.core.step({ type: 'read', id })
+    this.#step({ type: 'tick', nowMs: this.#options.runtime.nowMs() })
+    this.#step({ type: 'read', id })
     this.#options.onDirty(this)
+  }
+
+  /** A core that throws has found its own invariants broken: the group stops, and with it every caller is answered. */
+  #step(input: Input): void {
+    try {
+      if (!this.#stopped) this.core.step(input)
+    } catch (error) {
+      this.#options.onFailure(this, error)
+    }
   }
 
   /** Takes the answers out of what the core put out. The host handles the rest. */

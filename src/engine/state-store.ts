@@ -22,6 +22,8 @@ import { lowerBound, Overlay, type StateRecord } from './overlay.js'
 const appliedKey = '\xff\xffa'
 const barrierKey = '\xff\xffb'
 const fencePrefix = '\xff\xfff'
+/** There while the group is being emptied: whoever opens it next goes on with that. */
+const emptyingKey = '\xff\xffe'
 /** Flushes between two durability barriers: bounds the number of fences. */
 const flushesPerBarrier = 128
 /** Records encoded per turn of the event loop while a flush is put together. */
@@ -87,7 +89,8 @@ export class StateStore {
       reached = index
       fences.push(index)
     }
-    if (intact && reached === applied) {
+    const whole = this.#options.database.getSync(this.#databaseKey(emptyingKey)) === undefined
+    if (whole && intact && reached === applied) {
       this.#appliedIndex = this.#flushedIndex = applied
       this.#barrierIndex = barrier
       this.#fences = fences
@@ -96,11 +99,30 @@ export class StateStore {
     await this.#empty()
   }
 
+  /** Deletes the group's records in parts, so that neither memory nor a crash in between matters. */
   async #empty(): Promise<void> {
     const { database } = this.#options
-    const batch = database.batch()
-    for (const [key] of await drain(this.#iterateDatabase('', '\xff\xff\xff', false))) batch.del(key)
-    await batch.write({ sync: true })
+    const mark = database.batch()
+    mark.put(this.#databaseKey(emptyingKey), encodeIndex(0))
+    await mark.write({ sync: true })
+    await this.#deleteAll('', '\xff\xff')
+    // The group's own records go last, with the mark, which sorts among them.
+    await this.#deleteAll('\xff\xff', '\xff\xff\xff')
+  }
+
+  async #deleteAll(gte: string, lt: string): Promise<void> {
+    const iterator = this.#iterateDatabase(gte, lt, false)
+    try {
+      for (;;) {
+        const page = await iterator.nextv(1000)
+        if (page.length === 0) return
+        const batch = this.#options.database.batch()
+        for (const [key] of page) batch.del(key)
+        await batch.write({ sync: true })
+      }
+    } finally {
+      await iterator.close()
+    }
   }
 
   /** The index of the last log entry whose effect reads see. */

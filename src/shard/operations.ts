@@ -64,10 +64,29 @@ export function abortedError(operation: Operation, signal: AbortSignal): unknown
   return signal.reason
 }
 
+/** Who waits on a signal: one listener for all, because Node.js warns of a leak from the eleventh on, and callers share a signal among many operations. */
+const watchers = new WeakMap<AbortSignal, { readonly waiting: Set<() => void>; readonly listener: () => void }>()
+
 /** Watches a signal for an operation. Returns how to stop watching; null when there is none. */
 export function watchSignal({ signal }: WaitOptions, onAbort: (signal: AbortSignal) => void): (() => void) | null {
   if (signal === undefined) return null
-  const listener = () => onAbort(signal)
-  signal.addEventListener('abort', listener, { once: true })
-  return () => signal.removeEventListener('abort', listener)
+  let watcher = watchers.get(signal)
+  if (watcher === undefined) {
+    const waiting = new Set<() => void>()
+    const listener = () => {
+      for (const notify of waiting) notify()
+    }
+    watcher = { waiting, listener }
+    watchers.set(signal, watcher)
+    signal.addEventListener('abort', listener, { once: true })
+  }
+  const { waiting, listener } = watcher
+  const notify = () => onAbort(signal)
+  waiting.add(notify)
+  return () => {
+    // The last one takes the listener away: a signal with a listener is kept alive by the signals that it follows.
+    if (!waiting.delete(notify) || waiting.size > 0) return
+    watchers.delete(signal)
+    signal.removeEventListener('abort', listener)
+  }
 }

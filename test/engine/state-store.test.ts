@@ -156,6 +156,25 @@ describe('StateStore', () => {
       expect(await collect(holed, '', '\xff', false)).to.deep.equal([])
     }))
 
+  it('hazard p2: a crash in the middle of emptying a group leaves nothing of it behind', () =>
+    withDatabase(async (database) => {
+      const store = makeStore(database)
+      await store.open()
+      store.set('left over', new TextRecord('1'))
+      store.advance(1)
+      await store.close()
+      const batch = database.batch()
+      batch.put(Buffer.concat([Buffer.from([0, group]), Buffer.from('\xff\xffe', 'latin1')]), Buffer.alloc(8))
+      await batch.write({ sync: true })
+      for (let again = 0; again < 2; again++) {
+        const opened = makeStore(database)
+        await opened.open()
+        expect(opened.appliedIndex).to.equal(0)
+        expect(opened.get('left over')).to.equal(undefined)
+      }
+      expect(await database.iterate({ gte: Buffer.from([0, group]), lt: Buffer.from([0, group + 1]) }).nextv(10)).to.deep.equal([])
+    }))
+
   it('hazard D1.7: never flushes what the log does not hold durably, and asks the host to wait instead', () =>
     withDatabase(async (database) => {
       let durable = 0
