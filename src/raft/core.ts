@@ -197,10 +197,8 @@ export class RaftCore implements Consensus {
 
   #tick(nowMs: number): void {
     if (nowMs > this.#state.nowMs) this.#state.nowMs = nowMs
-    if (this.#state.role === 'leader') {
-      this.#replication.tick()
-      this.#reads.tick()
-    } else this.#election.tick()
+    if (this.#state.role === 'leader') this.#replication.tick()
+    else this.#election.tick()
   }
 
   #propose(id: number, data: Uint8Array): void {

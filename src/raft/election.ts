@@ -11,6 +11,8 @@
  * 5. A reply counts only in the campaign whose sequence it echoes. Learners, strangers and leaders never campaign (hazards D3.26, D3.28); all of them vote
  * when asked, since a replica may be a voter in a configuration that it does not know yet (hazard D3.27).
  * 6. A replica whose disk hangs does not campaign: it could not keep what it promises.
+ * 7. A tick that comes late by a heartbeat interval means that the host stood still, and that what a living leader sent may lie unread: the deadline moves on by
+ * one interval, once (hazard p10).
  */
 import { hasQuorum, votersOf } from './quorum.js'
 import type { ReplicaState, Transitions } from './state.js'
@@ -20,6 +22,7 @@ export class Election {
   readonly #state: ReplicaState
   readonly #transitions: Transitions
   #deadlineMs: number
+  #isDeadlineMoved = false
   /** When those who have not granted are asked again. */
   #askAgainAtMs = Number.POSITIVE_INFINITY
   /** When the leader of the present term was last heard. */
@@ -49,6 +52,7 @@ export class Election {
   /** Starts the timer again. */
   restartTimer(): void {
     this.#deadlineMs = this.#drawDeadline()
+    this.#isDeadlineMoved = false
   }
 
   /** The leader of the present term sent something. */
@@ -65,7 +69,11 @@ export class Election {
   /** Time passed on a replica that does not lead. */
   tick(): void {
     const state = this.#state
-    if (state.nowMs >= this.#deadlineMs) this.#timeout()
+    const { heartbeatIntervalMs } = state.options
+    if (state.nowMs >= this.#deadlineMs + heartbeatIntervalMs && !this.#isDeadlineMoved) {
+      this.#deadlineMs = state.nowMs + heartbeatIntervalMs
+      this.#isDeadlineMoved = true
+    } else if (state.nowMs >= this.#deadlineMs) this.#timeout()
     else if (state.role !== 'follower' && state.nowMs >= this.#askAgainAtMs) this.#ask()
   }
 

@@ -84,8 +84,8 @@ export class Reads {
     if (done > 0) this.#rounds.splice(0, done)
   }
 
-  /** Time passed on a leader. */
-  tick(): void {
+  /** A heartbeat interval has passed on a leader. */
+  heartbeatPassed(): void {
     const latestMs = this.#state.nowMs - this.#state.options.electionTimeoutMs
     while (this.#rounds.length > 0 && this.#rounds[0]!.sinceMs <= latestMs) this.#reject(this.#rounds.shift()!.ids, 'overloaded')
     // What can begin waits for the host's next drain alone.

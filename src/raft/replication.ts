@@ -10,7 +10,8 @@
  * within a heartbeat interval. A heartbeat carries no more than what its receiver is known to hold.
  * 5. The leader's own match index rises only by its acknowledgement to itself, which its disk releases (hazard D1.4).
  * 6. A leader that no quorum answered for an election timeout steps down (check-quorum, per follower times; hazard D3.25), and so does one whose disk
- * completed nothing for as long, when others could lead (hazard D3.31).
+ * completed nothing for as long, when others could lead (hazard D3.31). When a heartbeat is late by a whole interval the host stood still, and answers may lie unread:
+ * the checks are put off to the next one, never twice in a row (hazard p10).
  */
 import type { Commit } from './commit.js'
 import { unreachable } from './invariant.js'
@@ -30,6 +31,7 @@ export class Replication {
   readonly #peers = new Map<NodeId, Progress>()
   #ownMatchIndex = 0
   #nextHeartbeatMs = Number.POSITIVE_INFINITY
+  #isCheckPutOff = false
   readonly #matchIndexOf = (voter: NodeId): number => (voter === this.#state.id ? this.#ownMatchIndex : (this.#peers.get(voter)?.matchIndex ?? 0))
   readonly #roundOf = (voter: NodeId): number => (voter === this.#state.id ? this.#reads.round : (this.#peers.get(voter)?.round ?? 0))
 
@@ -54,6 +56,7 @@ export class Replication {
     const { id, nowMs, configuration, log, options } = this.#state
     this.#ownMatchIndex = 0
     this.#nextHeartbeatMs = nowMs + options.heartbeatIntervalMs
+    this.#isCheckPutOff = false
     for (const member of membersOf(configuration)) {
       if (member !== id) this.#peers.set(member, new Progress(member, log.lastIndex, nowMs))
     }
@@ -68,10 +71,15 @@ export class Replication {
   tick(): void {
     const { nowMs, options } = this.#state
     if (nowMs < this.#nextHeartbeatMs) return
+    const isLate = nowMs >= this.#nextHeartbeatMs + options.heartbeatIntervalMs
     this.#nextHeartbeatMs = nowMs + options.heartbeatIntervalMs
-    if (!this.#canLead()) {
-      this.#transitions.becomeFollower(this.#state.term, null)
-      return
+    this.#isCheckPutOff = isLate && !this.#isCheckPutOff
+    if (!this.#isCheckPutOff) {
+      if (!this.#canLead()) {
+        this.#transitions.becomeFollower(this.#state.term, null)
+        return
+      }
+      this.#reads.heartbeatPassed()
     }
     for (const progress of this.#peers.values()) {
       this.#sendHeartbeat(progress)

@@ -543,6 +543,48 @@ describe('raft election', () => {
     })
   })
 
+  describe('a host that stood still (hazard p10)', () => {
+    it('hazard p10: a follower looks at what lies unread before it campaigns, and puts that off once', () => {
+      const solo = new Solo()
+      solo.heartbeat({ from: 'n2', term: 1 })
+      solo.settle()
+      solo.tick(400)
+      expect(solo.core).to.include({ role: 'follower', leader: 'n2', nextTickMs: 410 })
+      solo.heartbeat({ from: 'n2', term: 1 })
+      expect(solo.core.nextTickMs).to.equal(550)
+      solo.tick(400)
+      expect(solo.core.role).to.equal('follower')
+      solo.tick(30)
+      expect(solo.core.role, 'late again').to.equal('pre-candidate')
+    })
+
+    it('hazard p10: a leader looks at the answers that lie unread before it steps down, and puts that off once', () => {
+      const stood = new Solo().leadAgreed()
+      stood.read(1)
+      stood.settle()
+      expect(only(stood.tick(400).settle(), 'heartbeat')).to.have.length(2)
+      expect(stood.core.role).to.equal('leader')
+      stood.answerHeartbeat('n2', 1)
+      stood.tick(10)
+      expect(stood.core.role).to.equal('leader')
+      expect(stood.drain().reads).to.have.length(1)
+      const cutOff = new Solo().leadAgreed()
+      cutOff.tick(400).tick(30)
+      expect(cutOff.core.role, 'late again').to.equal('follower')
+    })
+
+    it('hazard p6 p10: a whole group that was paused goes on under its leader', () => {
+      for (let seed = 1; seed <= 10; seed++) {
+        const cluster = new Cluster({ voters: 3, seed })
+        const leader = cluster.elect()
+        const { term } = leader.core
+        cluster.nowMs += 10_000
+        cluster.advance(500)
+        expect(leader.core, `seed ${seed}`).to.include({ role: 'leader', term })
+      }
+    })
+  })
+
   it('heals lost messages of a campaign within a heartbeat interval', () => {
     for (let seed = 1; seed <= 20; seed++) {
       const cluster = new Cluster({ voters: 3, seed })

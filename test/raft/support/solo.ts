@@ -157,8 +157,11 @@ export class Solo {
 
   /** Lets the election timer end; returns what was sent. */
   timeout(): Message[] {
-    this.nowMs = Math.max(this.nowMs, this.core.nextTickMs)
-    this.tick(0)
+    // Twice, since the first tick after a standstill puts the campaign off.
+    for (let turn = 0; turn < 2 && this.core.role === 'follower'; turn++) {
+      this.nowMs = Math.max(this.nowMs, this.core.nextTickMs)
+      this.tick(0)
+    }
     while (this.core.role === 'follower' && this.core.nextTickMs > this.nowMs && this.core.leader !== null)
       this.tick(this.core.nextTickMs - this.nowMs)
     return this.settle()
