@@ -121,11 +121,9 @@ export class ByteBuilder {
   }
 }
 
-/** FNV-1a, 32 bits: spreads keys over the parts. */
-export function fnv1a(bytes: Uint8Array): number {
-  let hash = 0x811c9dc5
-  for (let index = 0; index < bytes.length; index++) hash = Math.imul(hash ^ (bytes[index] as number), 0x01000193)
-  return hash >>> 0
+/** A copy, also of a Buffer, whose own `slice` gives a view. */
+export function copyBytes(bytes: Uint8Array, start = 0, end = bytes.length): Uint8Array<ArrayBuffer> {
+  return Uint8Array.from(bytes.subarray(start, end))
 }
 
 /** The order of two texts by their UTF-8 bytes; JavaScript's own order is by UTF-16 units, which differs where surrogates are involved. */

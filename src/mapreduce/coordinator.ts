@@ -6,22 +6,24 @@
  * reported; 3. the output is committed only when every reduce is done; 4. whatever ends the job, its nodes are told, its temporary files go, and an
  * uncommitted output is taken back.
  */
+
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import PQueue from 'p-queue'
+import { toBytes } from '../base/bytes.js'
 import { InvalidArgumentError, OverloadedError, QuorateError, UnavailableError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { KV } from '../engine/kv.js'
 import type { MessengerFace, Sender } from '../transport/messenger.js'
+import { copyBytes } from './byte-builder.js'
 import { collectPart } from './collect.js'
 import { type AttemptRecord, JobFailedError, TaskError } from './errors.js'
 import type { JobEvent } from './events.js'
 import { type CheckedOptions, type JobResult, StatsCollector } from './job-options.js'
 import { type Member, Members } from './members.js'
 import type { Sink } from './output.js'
-import { keyToBytes } from './plan-keys.js'
 import { endRequest, limits, Method, type Outcome, type Report, type TaskWork, taskReply, taskRequest } from './protocol.js'
-import { sleep } from './sleep.js'
+import { sharedController, sleep } from './sleep.js'
 import type { InputPlan, PlanOptions } from './splits.js'
 import type { AttemptName } from './task-outputs.js'
 import { type Attempt, type MapTask, type ReduceTask, type Task, TaskTable, taskName } from './task-table.js'
@@ -60,7 +62,7 @@ export class Coordinator {
   readonly #members: Members
   readonly #stats = new StatsCollector()
   readonly #collecting = new PQueue({ concurrency: partsCollectedAtOnce })
-  readonly #ending = new AbortController()
+  readonly #ending = sharedController()
   readonly #startedMs: number
   #description: JobDescription | undefined
   #onDescription: (() => void) | undefined
@@ -185,7 +187,8 @@ export class Coordinator {
     if (this.#ending.signal.aborted) return
     const { timing, jobId, job } = this.#options
     if (this.#members.nobodyHasIt) {
-      this.#fail(new InvalidArgumentError(`no node has a job ${job.job} that can be loaded`, 'UNKNOWN_JOB'))
+      const problem = this.#members.all.find((member) => member.problem !== undefined)?.problem
+      this.#fail(problem ?? new InvalidArgumentError(`no node has a job ${job.job}`, 'UNKNOWN_JOB'))
     } else if (this.#members.idleMs > timing.noWorkersTimeoutMs) {
       this.#fail(new JobFailedError('NO_WORKERS', `no node that could run it has answered for ${timing.noWorkersTimeoutMs} ms`, jobId))
     }
@@ -291,7 +294,7 @@ export class Coordinator {
       job: job.job,
       params: job.params,
       timeoutMs: job.taskTimeoutMs,
-      outputPrefix: job.output.kind === 'kv' ? keyToBytes(job.output.prefix) : undefined,
+      outputPrefix: job.output.kind === 'kv' ? toBytes(job.output.prefix) : undefined,
       work: this.#workOf(task),
     })
     const isCurrent = (): boolean => !this.#ending.signal.aborted && task.current === attempt && task.state === 'running'
@@ -395,7 +398,7 @@ export class Coordinator {
   async #divideRest({ split }: MapTask, next: Uint8Array): Promise<InputPlan['splits']> {
     if (split.kind !== 'range' || split.maxBytes === undefined) throw new InvalidArgumentError('a task stopped early that should not have')
     // Copied: what came with a message lives as long as the message.
-    return (await this.#plan?.divide({ from: next.slice(), to: split.range.to })) ?? []
+    return (await this.#plan?.divide({ from: copyBytes(next), to: split.range.to })) ?? []
   }
 
   #mapped(task: MapTask, outcome: Outcome & { kind: 'mapped' }, rest: InputPlan['splits']): void {
@@ -403,7 +406,7 @@ export class Coordinator {
     // From now on its range is fixed: should it run again, it has the same input.
     if (split.kind === 'range') {
       const { from, to } = split.range
-      task.split = { kind: 'range', range: { from, to: outcome.next?.slice() ?? to }, maxBytes: undefined }
+      task.split = { kind: 'range', range: { from, to: outcome.next === undefined ? to : copyBytes(outcome.next) }, maxBytes: undefined }
     }
     this.#table?.mapDone(task, outcome.segments, rest)
     this.#finished(task)

@@ -15,8 +15,9 @@
  */
 import { Buffer } from 'node:buffer'
 import { crc32 } from 'node:zlib'
+import { fnv1a } from '../base/bytes.js'
 import { InvalidArgumentError } from '../base/errors.js'
-import { ByteBuilder, compareTextByBytes, fnv1a } from './byte-builder.js'
+import { ByteBuilder, compareTextByBytes } from './byte-builder.js'
 import type { AnyJob, JobKey } from './job.js'
 import { StringTable } from './string-table.js'
 import { writeValue } from './value-codec.js'

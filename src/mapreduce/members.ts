@@ -4,6 +4,7 @@
  * Invariants: 1. a node that has not answered for `nodeTimeoutMs`, or answers as another incarnation, is lost; nothing it did in that session counts after;
  * 2. a lost node is asked on, and comes back in a new session when it answers; 3. peers that join while the job runs are used.
  */
+import { QuorateError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { MessengerFace } from '../transport/messenger.js'
 import { beatReply, beatRequest, describeReply, describeRequest, Method } from './protocol.js'
@@ -24,6 +25,8 @@ export interface Member {
   running: number
   /** After it refused for now. */
   notBeforeMs: number
+  /** Why it does not have the job, though it is registered there. */
+  problem: QuorateError | undefined
 }
 
 export interface MembersOptions {
@@ -94,7 +97,18 @@ export class Members {
         this.lose(known)
       }
       const session = (known?.session ?? 0) + 1
-      const member: Member = { id, address, state: 'asked', workers: 0, incarnation: '', session, lastHeardMs: 0, running: 0, notBeforeMs: 0 }
+      const member: Member = {
+        id,
+        address,
+        state: 'asked',
+        workers: 0,
+        incarnation: '',
+        session,
+        lastHeardMs: 0,
+        running: 0,
+        notBeforeMs: 0,
+        problem: undefined,
+      }
       this.#members.set(id, member)
       this.#ask(member)
     }
@@ -130,11 +144,14 @@ export class Members {
         return
       }
       member.state = 'usable'
+      member.problem = undefined
       this.#lastUsableMs = runtime.nowMs()
       onUsable(member, reply.job)
     } catch (error) {
       // A node that answers, but cannot load the job's module, is as one without the job.
-      if (isInvalid(error)) member.state = 'without'
+      if (!isInvalid(error)) return
+      member.state = 'without'
+      member.problem = error
     }
   }
 
@@ -170,7 +187,6 @@ export class Members {
   }
 }
 
-function isInvalid(error: unknown): boolean {
-  const code = (error as { code?: unknown } | null)?.code
-  return code === 'INVALID_JOB' || code === 'UNKNOWN_METHOD' || code === 'INVALID_ARGUMENT'
+function isInvalid(error: unknown): error is QuorateError {
+  return error instanceof QuorateError && ['INVALID_JOB', 'UNKNOWN_METHOD', 'INVALID_ARGUMENT'].includes(error.code)
 }

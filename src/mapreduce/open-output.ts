@@ -3,11 +3,11 @@
  *
  * Invariant: only a committed generation is ever read.
  */
+import { toBytes } from '../base/bytes.js'
 import { UnavailableError } from '../base/errors.js'
 import type { KeyLike, KV, WaitOptions } from '../engine/kv.js'
 import type { JobKey } from './job.js'
 import { type Committed, generationPrefix, readManifest } from './output-claim.js'
-import { keyToBytes } from './plan-keys.js'
 import { bytesToValue } from './value-codec.js'
 
 export interface OutputScanOptions extends WaitOptions {
@@ -54,7 +54,7 @@ export class OutputReader<Value = unknown> {
   async get(key: JobKey, options: WaitOptions = {}): Promise<Value | undefined> {
     for (;;) {
       const { generation } = this.#committed
-      const entry = await this.#kv.get(Buffer.concat([generationPrefix(this.#prefix, generation), keyToBytes(key)]), options)
+      const entry = await this.#kv.get(Buffer.concat([generationPrefix(this.#prefix, generation), toBytes(key)]), options)
       if (entry !== undefined) return bytesToValue(entry.value) as Value
       // Absent, or removed because there is a newer generation.
       const { current } = (await readManifest(this.#kv, this.#prefix, options.signal)).manifest
@@ -71,7 +71,7 @@ export class OutputReader<Value = unknown> {
     const { prefix, gte, lt, ...rest } = options
     const { generation, keys } = this.#committed
     const base = generationPrefix(this.#prefix, generation)
-    const under = (key: KeyLike | undefined): Uint8Array | undefined => (key === undefined ? undefined : Buffer.concat([base, keyToBytes(key)]))
+    const under = (key: KeyLike | undefined): Uint8Array | undefined => (key === undefined ? undefined : Buffer.concat([base, toBytes(key)]))
     for await (const { key, value } of this.#kv.scan({ ...rest, prefix: under(prefix ?? ''), gte: under(gte), lt: under(lt) })) {
       const own = key.subarray(base.length)
       yield [keys === 'text' ? Buffer.from(own).toString('utf8') : own, bytesToValue(value) as Value]

@@ -10,11 +10,12 @@
  * So a job that was only slow and wakes after its claim was taken cannot commit (its version is gone), and a commit whose answer was lost is found by reading.
  * The revision of the claiming write is the job's fencing token.
  */
+import { toBytes } from '../base/bytes.js'
 import { ConditionFailedError, OutcomeUnknownError, QuorateError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { KeyLike, KV } from '../engine/kv.js'
 import { OutputExistsError } from './errors.js'
-import { afterPrefix, keyToBytes } from './plan-keys.js'
+import { afterPrefix } from './plan-keys.js'
 import { choice, fields, integer, Message, optional, text } from './schema.js'
 import { sleep } from './sleep.js'
 
@@ -56,11 +57,11 @@ export interface ClaimTiming {
 export const defaultClaimTiming: ClaimTiming = { renewMs: 4000, expiryMs: 15_000 }
 
 export function manifestKey(prefix: KeyLike): Uint8Array {
-  return Buffer.concat([keyToBytes(prefix), Buffer.from('manifest')])
+  return Buffer.concat([toBytes(prefix), Buffer.from('manifest')])
 }
 
 function dataPrefix(prefix: KeyLike): Uint8Array {
-  return Buffer.concat([keyToBytes(prefix), Buffer.from('data/')])
+  return Buffer.concat([toBytes(prefix), Buffer.from('data/')])
 }
 
 /** Where the pairs of a generation lie: followed by the pair's own key. */

@@ -4,7 +4,7 @@
  * Invariants: 1. the folder appears by one rename, after every file and the sibling folder are on disk; 2. an output that is there is not touched before that, and
  * only with `overwrite`; then it is renamed away first, so that for a moment there is none, never a mixture; 3. no key ever becomes part of a path.
  */
-import { mkdir, open, readdir, rename, rm, writeFile } from 'node:fs/promises'
+import { access, mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { OutputExistsError } from './errors.js'
 import { type FolderOutput, type FolderResult, type OutputFile, type PartInfo, partName, type Sink } from './output.js'
@@ -17,20 +17,25 @@ export class FolderSink implements Sink {
   readonly #replaced: string
   readonly #jobName: string
   readonly #jobId: string
+  readonly #folder: string
   readonly #files: OutputFile[] = []
 
-  constructor(output: FolderOutput, job: { name: string; id: string }) {
+  constructor(output: FolderOutput, job: { name: string; id: string; folder: string }) {
     this.#path = resolve(output.path)
     this.#overwrite = output.overwrite
     this.#jobName = job.name
     this.#jobId = job.id
-    // Beside the output, so that it is on the same file system.
-    this.#temporary = join(dirname(this.#path), `.${basename(this.#path)}.${job.id}.tmp`)
-    this.#replaced = join(dirname(this.#path), `.${basename(this.#path)}.${job.id}.old`)
+    this.#folder = job.folder
+    const { temporary, replaced } = siblings(this.#path, job.id)
+    this.#temporary = temporary
+    this.#replaced = replaced
   }
 
   async prepare(): Promise<string> {
     await this.#refuseExisting()
+    // Noted first, so that the sibling is found again should this process die.
+    await mkdir(this.#folder, { recursive: true })
+    await writeFile(join(this.#folder, noteName), this.#path)
     await mkdir(this.#temporary, { recursive: true })
     return this.#temporary
   }
@@ -78,6 +83,29 @@ export class FolderSink implements Sink {
     await rm(this.#temporary, { recursive: true, force: true, maxRetries: 5, retryDelay: 50 })
     return []
   }
+}
+
+/** Beside the output, so that they are on the same file system. */
+function siblings(path: string, jobId: string): { temporary: string; replaced: string } {
+  const start = join(dirname(path), `.${basename(path)}.${jobId}`)
+  return { temporary: `${start}.tmp`, replaced: `${start}.old` }
+}
+
+/** In the job's own folder: where its output goes. */
+const noteName = 'output-folder'
+
+/** Takes back what a job of an earlier life of this node has left beside its output. `folder`: that job's own; its name is the job's id. */
+export async function recoverFolderOutput(folder: string): Promise<void> {
+  const path = await readFile(join(folder, noteName), 'utf8').catch(() => undefined)
+  if (path === undefined) return
+  const { temporary, replaced } = siblings(path, basename(folder))
+  const isThere = await access(path).then(
+    () => true,
+    () => false,
+  )
+  // It died between the two renames of an overwrite: the earlier output stays.
+  if (!isThere) await ignoreMissing(rename(replaced, path))
+  for (const sibling of [temporary, replaced]) await rm(sibling, { recursive: true, force: true })
 }
 
 async function syncPath(path: string): Promise<void> {

@@ -40,18 +40,9 @@ export async function planFiles(paths: readonly string[], outputFolder: string |
         },
       )
     })
+    const before = files.length
     await collect(path, state, files, options.signal)
-  }
-  if (forbidden !== undefined) {
-    for (const { path } of files) {
-      const inside = relative(forbidden, resolve(path))
-      if (inside !== '..' && !inside.startsWith(`..${sep}`) && !inside.startsWith(sep)) {
-        throw new InvalidArgumentError(
-          `the input ${path} lies in the output folder ${outputFolder}: a job cannot read what it writes`,
-          'CYCLIC_INPUT',
-        )
-      }
-    }
+    if (forbidden !== undefined) await refuseInside(forbidden, path, files.slice(before))
   }
   const splits: HeldSplit[] = []
   let pieces: Piece[] = []
@@ -75,6 +66,16 @@ export async function planFiles(paths: readonly string[], outputFolder: string |
   }
   close()
   return { splits, divide: async () => [], close: async () => {} }
+}
+
+/** Refuses files that lie in a folder, by their real paths. Below the root, no link was followed. */
+async function refuseInside(folder: string, root: string, files: readonly FileState[]): Promise<void> {
+  const realRoot = await realpath(root)
+  for (const { path } of files) {
+    const inside = relative(folder, join(realRoot, relative(root, path)))
+    if (inside === '..' || inside.startsWith(`..${sep}`)) continue
+    throw new InvalidArgumentError(`the input ${path} lies in the output folder: a job cannot read what it writes`, 'CYCLIC_INPUT')
+  }
 }
 
 async function collect(path: string, state: Stats, files: FileState[], signal: AbortSignal): Promise<void> {

@@ -6,6 +6,7 @@
 import { type FileHandle, mkdir, open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { InvalidArgumentError } from '../base/errors.js'
+import { copyBytes } from './byte-builder.js'
 import { entryHeader } from './entries.js'
 import type { InputItem } from './input.js'
 import { limits } from './protocol.js'
@@ -37,7 +38,7 @@ export async function planItems(items: Iterable<InputItem> | AsyncIterable<Input
       const value = named ? item.value : item
       if (typeof value !== 'string' && !(value instanceof Uint8Array))
         throw new InvalidArgumentError(`item ${position} of the input is neither text nor bytes`)
-      const content = typeof value === 'string' ? Buffer.from(value) : value.slice()
+      const content = typeof value === 'string' ? Buffer.from(value) : copyBytes(value)
       const header = entryHeader(Buffer.from(named ? item.key : String(position)), 0, content.length)
       if (content.length + header.length > limits.maxSplitBytes) throw new InvalidArgumentError(`item ${position} is too large`, 'RECORD_TOO_LARGE')
       if (pendingBytes > 0 && pendingBytes + header.length + content.length > options.splitBytes) await close()

@@ -5,8 +5,10 @@
  * Invariants: 1. the ranges are disjoint and in order, and cover exactly the range given; 2. the same keys give the same ranges; 3. a range that a task has ended
  * early is fixed from then on: whoever runs it again scans the same keys.
  */
+import { toBytes } from '../base/bytes.js'
 import { InvalidArgumentError } from '../base/errors.js'
 import type { KeyLike, KV } from '../engine/kv.js'
+import { copyBytes } from './byte-builder.js'
 import { limits } from './protocol.js'
 import type { InputPlan, KeyRange, PlanOptions, RangeSplit } from './splits.js'
 
@@ -15,16 +17,11 @@ const initialRanges = 48
 /** Ranges into which the rest of a range is divided. */
 const furtherRanges = 8
 
-export function keyToBytes(key: KeyLike): Uint8Array {
-  return typeof key === 'string' ? Buffer.from(key) : key
-}
-
 /** The least key that is greater than all keys with this prefix; undefined when there is none. */
 export function afterPrefix(prefix: Uint8Array): Uint8Array | undefined {
   for (let length = prefix.length; length > 0; length--) {
     if (prefix[length - 1] === 0xff) continue
-    // A copy: a Buffer's own slice is a view.
-    const next = Uint8Array.from(prefix.subarray(0, length))
+    const next = copyBytes(prefix, 0, length)
     next[length - 1] = (next[length - 1] as number) + 1
     return next
   }
@@ -32,7 +29,7 @@ export function afterPrefix(prefix: Uint8Array): Uint8Array | undefined {
 }
 
 export async function planKeys(kv: KV, prefix: KeyLike, options: PlanOptions): Promise<InputPlan> {
-  const from = keyToBytes(prefix)
+  const from = toBytes(prefix)
   const plan = async (range: KeyRange, wanted: number): Promise<readonly RangeSplit[]> => {
     const maxBytes = Math.min(options.splitBytes, limits.maxSplitBytes)
     return (await divideRange(kv, range, wanted, options.signal)).map((part) => ({ kind: 'range', range: part, maxBytes }))
@@ -79,7 +76,7 @@ export async function divideRange(kv: KV, range: KeyRange, wanted: number, signa
       const depth = commonLength(branch.first, last)
       let child: Uint8Array | undefined = branch.first
       while (child !== undefined && probesLeft > 0) {
-        const prefix: Uint8Array = child.slice(0, depth + 1)
+        const prefix: Uint8Array = copyBytes(child, 0, depth + 1)
         if (Buffer.compare(child, branch.first) > 0) boundaries.push(prefix)
         // A key that ends at the fork is a branch of its own without branches.
         const ends: boolean = child.length <= depth
@@ -110,7 +107,7 @@ function commonLength(left: Uint8Array, right: Uint8Array): number {
 
 /** Refuses a job that would read the keys that it writes. */
 export function refuseCyclicKeys(input: KeyLike, output: KeyLike): void {
-  const [inputBytes, outputBytes] = [keyToBytes(input), keyToBytes(output)]
+  const [inputBytes, outputBytes] = [toBytes(input), toBytes(output)]
   const common = commonLength(inputBytes, outputBytes)
   if (common === inputBytes.length || common === outputBytes.length) {
     throw new InvalidArgumentError('the prefixes of input and output overlap: a job cannot read what it writes', 'CYCLIC_INPUT')

@@ -8,6 +8,7 @@ import { Buffer } from 'node:buffer'
 import { readSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
 import { QuorateError } from '../base/errors.js'
+import { copyBytes } from './byte-builder.js'
 import { maxKeyBytes } from './map-buffer.js'
 import { readValue } from './value-codec.js'
 
@@ -164,7 +165,7 @@ export class RunReader {
 
   /** A copy of the head's key. */
   keyAsBytes(): Uint8Array {
-    return Uint8Array.prototype.slice.call(this.#window, this.#keyStart, this.#keyEnd)
+    return copyBytes(this.#window, this.#keyStart, this.#keyEnd)
   }
 
   #enterValue(): number {

@@ -4,7 +4,7 @@
  * Invariants: 1. a job is coordinated by the runner on which `run` was called, which need not run tasks itself; 2. temporary files lie in a folder of
  * this runner's own, which is cleared when it starts and removed when it closes; 3. after `close` no thread, timer or file of it is left.
  */
-import { rm } from 'node:fs/promises'
+import { readdir, rm } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { ClosedError, InvalidArgumentError, QuorateError } from '../base/errors.js'
@@ -21,12 +21,13 @@ import { type CheckedOptions, checkOptions, type JobOptions, type JobResult } fr
 import type { JobOutput, Sink } from './output.js'
 import { ArraySink } from './output-array.js'
 import { type ClaimTiming, defaultClaimTiming } from './output-claim.js'
-import { FolderSink } from './output-folder.js'
+import { FolderSink, recoverFolderOutput } from './output-folder.js'
 import { KvSink } from './output-kv.js'
 import { planFiles } from './plan-files.js'
 import { planItems } from './plan-items.js'
 import { planKeys, refuseCyclicKeys } from './plan-keys.js'
 import { inputRequest, Method, reportReply, reportRequest } from './protocol.js'
+import { sharedController } from './sleep.js'
 import type { InputPlan, PlanOptions } from './splits.js'
 import { type PeerAddress, WorkerService } from './worker-service.js'
 
@@ -43,6 +44,8 @@ export interface JobRunnerOptions {
   readonly runtime?: Runtime
   /** Worker threads; 0: only coordinates. Default: the processors of the machine. */
   readonly workers?: number
+  /** JavaScript heap of a worker thread, in bytes: user code that takes more loses its thread. Default 512 MiB. */
+  readonly threadHeapBytes?: number
   /** Memory of a task for what it groups, in bytes. Default 64 MiB. */
   readonly taskMemoryBytes?: number
   /** Outputs of tasks that are kept in memory, over all jobs, in bytes; more goes to files. Default 128 MiB. */
@@ -97,13 +100,14 @@ export class JobRunner {
     this.#timing = { ...defaultJobTiming, ...options.timing }
     // By the node's id, as several nodes may share the folder.
     this.#folder = join(options.temporaryFolder, 'quorate-jobs', `node-${encodeURIComponent(options.nodeId)}`)
-    this.#cleared = rm(this.#folder, { recursive: true, force: true })
+    this.#cleared = clearFolder(this.#folder)
     this.#cleared.catch(() => {})
     const { messenger, kv, nodeId, peers } = options
     this.#service = new WorkerService({
       ...{ messenger, kv, nodeId, peers, jobs, workers, folder: join(this.#folder, 'tasks'), runtime: this.#runtime },
       incarnation: Buffer.from(this.#runtime.randomBytes(8)).toString('hex'),
       coordinatorTimeoutMs: this.#timing.coordinatorTimeoutMs,
+      threadHeapBytes: options.threadHeapBytes ?? 512 * 1024 * 1024,
       taskMemoryBytes: options.taskMemoryBytes ?? 64 * 1024 * 1024,
       outputMemoryBytes: options.outputMemoryBytes ?? 128 * 1024 * 1024,
       claimTiming: this.#timing.claim,
@@ -137,7 +141,7 @@ export class JobRunner {
     if (checked.input.kind === 'kv' && checked.output.kind === 'kv') refuseCyclicKeys(checked.input.prefix, checked.output.prefix)
     const jobId = Buffer.from(this.#runtime.randomBytes(16)).toString('hex')
     const events = new JobEvents()
-    const controller = new AbortController()
+    const controller = sharedController()
     // Started in a later turn, so that whoever iterates at once sees every event.
     const result = new Promise<void>((resolve) => this.#runtime.defer(resolve)).then(() => this.#run(jobId, checked, events, controller))
     const running: RunningJob = { controller, ended: result.catch(() => {}), coordinator: undefined }
@@ -185,7 +189,7 @@ export class JobRunner {
     const folder = join(this.#folder, 'coordinated', jobId)
     const shared = {
       ...{ jobId, job, kv, folder, runtime: this.#runtime },
-      makeSink: (keys: () => 'text' | 'bytes') => this.#makeSink(jobId, job, join(folder, 'parts'), keys),
+      makeSink: (keys: () => 'text' | 'bytes') => this.#makeSink(jobId, job, folder, keys),
       planInput: (options: PlanOptions) => this.#planInput(job, folder, options),
       emit: (event: Parameters<JobEvents['emit']>[0]) => events.emit(event),
     }
@@ -204,12 +208,12 @@ export class JobRunner {
     const { kv, nodeId } = this.#options
     switch (output.kind) {
       case 'folder':
-        return new FolderSink(output, { name: job, id: jobId })
+        return new FolderSink(output, { name: job, id: jobId, folder })
       case 'array':
-        return new ArraySink(output, { folder, jobId, keys })
+        return new ArraySink(output, { folder: join(folder, 'parts'), jobId, keys })
       case 'kv': {
         const claim = { kv, prefix: output.prefix, generation: jobId, nodeId, job, runtime: this.#runtime, timing: this.#timing.claim }
-        return new KvSink(output, { claim, folder, jobId, keys })
+        return new KvSink(output, { claim, folder: join(folder, 'parts'), jobId, keys })
       }
     }
   }
@@ -238,4 +242,11 @@ export class JobRunner {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
   }
+}
+
+/** Removes what an earlier life of this node has left, beside outputs too. */
+async function clearFolder(folder: string): Promise<void> {
+  const coordinated = join(folder, 'coordinated')
+  for (const jobId of await readdir(coordinated).catch(() => [])) await recoverFolderOutput(join(coordinated, jobId))
+  await rm(folder, { recursive: true, force: true })
 }

@@ -1,4 +1,5 @@
-/** Waiting on a Runtime's clock: for back-off between tries. */
+/** Waiting on a Runtime's clock, for back-off between tries, and signals that many wait for. */
+import { setMaxListeners } from 'node:events'
 import type { Runtime } from '../base/runtime.js'
 
 /** Resolves after `delayMs`; rejects with the signal's reason when that fires first. */
@@ -18,4 +19,18 @@ export function sleep(runtime: Runtime, delayMs: number, signal?: AbortSignal): 
     })
     signal?.addEventListener('abort', onAbort, { once: true })
   })
+}
+
+/** A controller whose signal any number of requests may listen to at a time, without a warning. */
+export function sharedController(): AbortController {
+  const controller = new AbortController()
+  setMaxListeners(0, controller.signal)
+  return controller
+}
+
+/** A signal that fires with any of these, likewise. */
+export function anySignal(...signals: AbortSignal[]): AbortSignal {
+  const signal = AbortSignal.any(signals)
+  setMaxListeners(0, signal)
+  return signal
 }

@@ -14,7 +14,7 @@ import { RecordReader } from './entries.js'
 import type { AnyJob, Counter, InputRecord, JobKey, TaskContext } from './job.js'
 import { MapBuffer, maxKeyBytes, type SegmentIndex } from './map-buffer.js'
 import { closeFiles, GroupValues, MergedGroups, reduceFanIn } from './merge.js'
-import type { RunSource } from './run-reader.js'
+import { RunDamagedError, type RunSource } from './run-reader.js'
 import { writeValue } from './value-codec.js'
 
 /** Bytes that a task made: in memory, or in a file of its folder. */
@@ -171,7 +171,11 @@ export async function runReduceTask(options: ReduceTaskOptions): Promise<ReduceT
       if ('bytes' in run) return { map, length, checksum, bytes: run.bytes }
       let file = files.get(run.path)
       if (file === undefined) {
-        file = openSync(run.path, 'r')
+        try {
+          file = openSync(run.path, 'r')
+        } catch (cause) {
+          throw new RunDamagedError({ map, length, checksum }, `its file cannot be opened: ${cause instanceof Error ? cause.message : String(cause)}`)
+        }
         opened.push(file)
         files.set(run.path, file)
       }

@@ -9,6 +9,7 @@ import PQueue from 'p-queue'
 import { Piscina } from 'piscina'
 import { ClosedError, OverloadedError, QuorateError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
+import { anySignal, sharedController } from './sleep.js'
 import type { ThreadAnswer, ThreadTask } from './thread.js'
 
 const entry = fileURLToPath(new URL('./thread.js', import.meta.url))
@@ -18,12 +19,14 @@ const idleMs = 10_000
 export class ThreadPool {
   readonly workers: number
   readonly #runtime: Runtime
+  readonly #heapBytes: number
   readonly #queue: PQueue
-  readonly #closing = new AbortController()
+  readonly #closing = sharedController()
   #pool: Piscina | undefined
 
-  constructor(options: { workers: number; runtime: Runtime }) {
+  constructor(options: { workers: number; runtime: Runtime; heapBytes: number }) {
     this.workers = options.workers
+    this.#heapBytes = options.heapBytes
     this.#runtime = options.runtime
     this.#queue = new PQueue({ concurrency: Math.max(1, options.workers) })
   }
@@ -44,7 +47,7 @@ export class ThreadPool {
     if (this.workers === 0) throw new QuorateError('NO_WORKERS', 'this node runs no tasks', false)
     if (this.#closing.signal.aborted) throw new ClosedError('the node is closed')
     if (this.#queue.size >= this.workers * 8) throw new OverloadedError(`${this.#queue.size} tasks wait for a worker thread already`)
-    const signal = AbortSignal.any([options.signal, this.#closing.signal])
+    const signal = anySignal(options.signal, this.#closing.signal)
     const result = await this.#queue.add(
       async () => {
         const { task, transfer } = await prepare()
@@ -61,7 +64,7 @@ export class ThreadPool {
     const expiry = new AbortController()
     const cancel = this.#runtime.schedule(timeoutMs, () => expiry.abort())
     try {
-      return (await this.#pool.run(task, { transferList: transfer as never, signal: AbortSignal.any([signal, expiry.signal]) })) as ThreadAnswer
+      return (await this.#pool.run(task, { transferList: transfer as never, signal: anySignal(signal, expiry.signal) })) as ThreadAnswer
     } catch (cause) {
       signal.throwIfAborted()
       if (expiry.signal.aborted) throw new QuorateError('TASK_TIMEOUT', `the task took more than ${timeoutMs} ms: its thread was stopped`, true)
@@ -80,6 +83,8 @@ export class ThreadPool {
       // The queue is ours, and so is the count of running tasks.
       maxQueue: this.workers * 2,
       recordTiming: false,
+      // What user code takes beyond this costs it its thread, not the node its life.
+      resourceLimits: { maxOldGenerationSizeMb: Math.ceil(this.#heapBytes / (1024 * 1024)) },
     })
     // A thread that dies between tasks harms nobody: the next task gets another.
     pool.on('error', () => {})

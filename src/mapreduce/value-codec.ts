@@ -7,7 +7,7 @@
 import { Buffer } from 'node:buffer'
 import { Decoder, Encoder } from '@msgpack/msgpack'
 import { CorruptionError, InvalidArgumentError } from '../base/errors.js'
-import type { ByteBuilder } from './byte-builder.js'
+import { type ByteBuilder, copyBytes } from './byte-builder.js'
 
 const encoder = new Encoder({ ignoreUndefined: true, maxDepth: 32 })
 const decoder = new Decoder()
@@ -83,7 +83,8 @@ export function readValue(bytes: Buffer, start: number, end: number): unknown {
   if (length === 9 && head === 0xcb) return bytes.readDoubleBE(start + 1)
   if (head >= 0xa0 && head <= 0xbf && length === head - 0xa0 + 1) return bytes.toString('utf8', start + 1, end)
   try {
-    return decoder.decode(bytes.subarray(start, end))
+    // A copy: byte strings within are views of what is decoded, and the source is a window that moves on.
+    return decoder.decode(copyBytes(bytes, start, end))
   } catch (cause) {
     throw new CorruptionError('a stored value is not MessagePack', 'CORRUPTION', { cause })
   }

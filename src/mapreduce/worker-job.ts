@@ -6,6 +6,7 @@
  */
 import { QuorateError } from '../base/errors.js'
 import type { Sender } from '../transport/messenger.js'
+import { sharedController } from './sleep.js'
 import { type AttemptName, attemptKey, type MemoryBudget, TaskOutputs } from './task-outputs.js'
 
 interface RunningAttempt extends AttemptName {
@@ -69,7 +70,7 @@ export class WorkerJob {
   /** Starts an attempt, once. `run` must not throw. */
   start(name: AttemptName, run: (signal: AbortSignal) => Promise<void>): void {
     const key = attemptKey(name)
-    const controller = new AbortController()
+    const controller = sharedController()
     const { signal } = controller
     const cleared = this.#clearing
     const done = (async () => {

@@ -10,6 +10,7 @@ import { ClosedError, InvalidArgumentError, OverloadedError, QuorateError } from
 import type { Runtime } from '../base/runtime.js'
 import type { KeyLike, KV } from '../engine/kv.js'
 import type { MessengerFace, Sender } from '../transport/messenger.js'
+import { copyBytes } from './byte-builder.js'
 import { fetchRuns, fetchSplit, LostMapError, scanRange } from './fetch.js'
 import { type ClaimTiming, discardDeadOutput } from './output-claim.js'
 import {
@@ -28,7 +29,7 @@ import {
   taskReply,
   taskRequest,
 } from './protocol.js'
-import { sleep } from './sleep.js'
+import { sharedController, sleep } from './sleep.js'
 import { type AttemptName, attemptKey, MemoryBudget } from './task-outputs.js'
 import type { Failure, JobDescription, ThreadAnswer, ThreadTask } from './thread.js'
 import { toFailure } from './thread.js'
@@ -55,6 +56,8 @@ export interface WorkerServiceOptions {
   readonly incarnation: string
   /** A job that hears nothing of its coordinator for so long is over. */
   readonly coordinatorTimeoutMs: number
+  /** JavaScript heap of each thread. */
+  readonly threadHeapBytes: number
   /** Map buffer of each thread. */
   readonly taskMemoryBytes: number
   /** Outputs kept in memory over all jobs. */
@@ -75,13 +78,13 @@ export class WorkerService {
   readonly #jobs = new Map<string, WorkerJob>()
   readonly #ended = new Map<string, number>()
   readonly #descriptions = new Map<string, Promise<JobDescription>>()
-  readonly #closing = new AbortController()
+  readonly #closing = sharedController()
   #cancelWatch: () => void = () => {}
   readonly #cleanups = new Set<Promise<unknown>>()
 
   constructor(options: WorkerServiceOptions) {
     this.#options = options
-    this.#pool = new ThreadPool({ workers: options.workers, runtime: options.runtime })
+    this.#pool = new ThreadPool({ workers: options.workers, runtime: options.runtime, heapBytes: options.threadHeapBytes })
     this.#budget = new MemoryBudget(options.outputMemoryBytes)
     const { messenger } = options
     messenger.handle(Method.describe, (_from, payload) => this.#describe(describeRequest.decode(payload).job))
@@ -164,14 +167,15 @@ export class WorkerService {
         nowMs: runtime.nowMs(),
         folder: join(folder, request.jobId),
         budget: this.#budget,
-        outputPrefix: request.outputPrefix?.slice(),
+        outputPrefix: request.outputPrefix === undefined ? undefined : copyBytes(request.outputPrefix),
       })
       this.#jobs.set(request.jobId, job)
     }
     job.hear(from, request.session, runtime.nowMs())
     const name: AttemptName = { kind: request.work.kind, taskId: request.taskId, attempt: request.attempt }
     if (!job.knows(name)) {
-      if (this.#pool.load >= this.#options.workers * 8) throw new OverloadedError('too many tasks wait for a worker thread')
+      // Not queued here: the coordinator may know of a node that is free, and other jobs' tasks may be long.
+      if (this.#pool.load >= this.#options.workers) throw new OverloadedError('every worker thread is busy')
       const started = job
       job.start(name, (signal) => this.#attempt(started, name, request, signal))
     }

@@ -11,12 +11,12 @@ import { MemoryNetwork } from '../../src/transport/memory.js'
 import { Messenger } from '../../src/transport/messenger.js'
 import { tcp } from '../../src/transport/tcp.js'
 
-const clusterId = Buffer.from('mapredte')
+export const clusterId = Buffer.from('mapredte')
 
 /** The jobs of test/fixtures/jobs and examples/jobs by their names. */
 export const jobs: Readonly<Record<string, URL>> = Object.fromEntries([
   ...['word-count', 'inverted-index'].map((name) => [name, new URL(`../../examples/jobs/${name}.js`, import.meta.url)]),
-  ...['concatenate', 'bytes', 'parallel', 'markers', 'slow-reduce', 'failing', 'hanging', 'gated', 'large', 'unkeyed'].map((name) => [
+  ...['concatenate', 'byte-keys', 'steered', 'timing', 'markers', 'wide', 'faulty', 'not-a-job', 'broken'].map((name) => [
     name,
     new URL(`../fixtures/jobs/${name}.js`, import.meta.url),
   ]),
