@@ -214,9 +214,11 @@ describe('splits of keys', () => {
     for (const [number, { to }] of ranges.slice(0, -1).entries()) expect(ranges[number + 1]?.from).to.deep.equal(to)
   })
 
-  it('know the key behind a prefix', () => {
-    expect(afterPrefix(Buffer.from('ab'))).to.deep.equal(Buffer.from('ac'))
-    expect(afterPrefix(Buffer.from([1, 0xff, 0xff]))).to.deep.equal(Buffer.from([2]))
+  it('know the key behind a prefix, and leave the prefix as it is', () => {
+    const prefix = Buffer.from('docs/')
+    expect(afterPrefix(prefix)).to.deep.equal(Uint8Array.from(Buffer.from('docs0')))
+    expect(prefix.toString()).to.equal('docs/')
+    expect(afterPrefix(Buffer.from([1, 0xff, 0xff]))).to.deep.equal(Uint8Array.of(2))
     expect(afterPrefix(Buffer.from([0xff]))).to.equal(undefined)
     expect(afterPrefix(Buffer.alloc(0))).to.equal(undefined)
   })
