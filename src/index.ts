@@ -25,4 +25,4 @@ export {
 export { type ClientOptions, type MemberOptions, Node, type NodeEvents, type NodeOptions, type NodeStatus, openNode } from './node.js'
 export type { BootstrapOptions, ClusterNode } from './shard/cluster-map.js'
 export type { Refusal } from './transport/messenger.js'
-export type { Address, FrameHandler, Transport } from './transport/transport.js'
+export type { Address, FrameHandler, PeerState, PeerStateHandler, Transport } from './transport/transport.js'
