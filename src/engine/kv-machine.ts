@@ -157,12 +157,14 @@ export class KvMachine {
     let record = this.#store.get(sessionKey) as SessionRecord | undefined
     const first = record?.find(command.sequence)
     if (first !== undefined) return first
+    // A record that is already in the active overlay is changed in place; a frozen one, or the database's, is copied first.
+    const owned = record !== undefined && this.#store.owns(sessionKey)
     if (record === undefined) record = new SessionRecord(batch.lowWater, new Map())
-    else if (this.#store.owns(sessionKey)) record.trim(batch.lowWater)
+    else if (owned) record.trim(batch.lowWater)
     else record = record.raise(batch.lowWater)
     const result = this.#execute(command)
     record.complete(command.sequence, result)
-    this.#store.set(sessionKey, record)
+    if (!owned) this.#store.set(sessionKey, record)
     return result
   }
 

@@ -1,140 +1,31 @@
 /**
- * KvClient: the KV interface over all groups of a cluster: finds the group of each key and the group's leader, sends what a turn of the event loop produced as one
- * request per group, repeats what got no answer, and settles each operation once.
+ * KvClient: the KV interface over all groups of a cluster: checks what it is given, finds the group of each key, and leaves the rest to the dispatcher.
  *
- * Invariants:
- * 1. A write keeps its request id (session, sequence) over all its retries, so it takes effect at most once.
- * 2. `lowWater`, sent along, is the lowest sequence in the group whose caller still waits; it never goes back. Counted by group: one that is stuck must not make
- *    the others keep the answers to everything written meanwhile.
- * 3. No caller sees not-leader, wrong-group or a lost connection: these lead to another attempt until the deadline.
- * 4. Operations waiting are bounded in number and bytes; beyond that new ones are refused with OverloadedError.
- * 5. Of each group's writes a window of bytes is under way at once, and a request that is silent is repeated ever later: all sent at once, and repeated while they still
- *    travel, large values would fill every queue with copies of themselves until nothing arrives in time.
+ * Invariants: 1. arguments over a limit or of a wrong kind are refused before anything is sent; 2. keys and values are copied: the caller may reuse its buffers at once.
  */
-import { asBuffer, toBytes } from '../base/bytes.js'
-import { Reader, Writer } from '../base/codec.js'
-import {
-  ClosedError,
-  ConditionFailedError,
-  CorruptionError,
-  InvalidArgumentError,
-  OutcomeUnknownError,
-  OverloadedError,
-  QuorateError,
-} from '../base/errors.js'
-import type { Cancel, Runtime } from '../base/runtime.js'
-import { type CommandResult, CommandStatus, type Limits, sessionIdBytes, shardOf, writeBatchHeader, writeCommand } from '../engine/command.js'
-import type {
-  DeleteResult,
-  KeyLike,
-  KeyValue,
-  KV,
-  ReadOptions,
-  ScanOptions,
-  ValueLike,
-  WaitOptions,
-  WriteOptions,
-  WriteResult,
-} from '../engine/kv.js'
-import {
-  type ReadResult,
-  ReplyStatus,
-  RequestKind,
-  readReadResult,
-  readResults,
-  readScanPage,
-  type ScanPage,
-  type ScanRequest,
-  writeReadKeys,
-  writeRequestHead,
-  writeScanRequest,
-} from '../engine/kv-protocol.js'
-import type { KvService } from '../engine/kv-service.js'
+import { toBytes } from '../base/bytes.js'
+import { InvalidArgumentError } from '../base/errors.js'
+import { type Limits, shardOf } from '../engine/command.js'
+import type { DeleteResult, KeyLike, KeyValue, KV, ReadOptions, ScanOptions, ValueLike, WriteOptions, WriteResult } from '../engine/kv.js'
+import type { ReadResult, ScanPage, ScanRequest } from '../engine/kv-protocol.js'
 import type { NodeId } from '../raft/types.js'
-import { Channel, type MessengerFace } from '../transport/messenger.js'
-import type { Router } from './cluster-map.js'
-import { GroupRoute } from './group-route.js'
-import {
-  abortedError,
-  expiredError,
-  type Operation,
-  type ReadOperation,
-  type ScanOperation,
-  sizeOf,
-  type Waiting,
-  type WriteAnswer,
-  type WriteOperation,
-  watchSignal,
-} from './operations.js'
+import { Dispatcher, type DispatcherOptions } from './dispatcher.js'
+import type { WriteAnswer } from './operations.js'
 import { scanGroups } from './scan.js'
 
-export interface KvClientOptions {
-  readonly runtime: Runtime
-  readonly messenger: MessengerFace
-  readonly router: Router
+export interface KvClientOptions extends DispatcherOptions {
   readonly limits: Limits
-  /** The service of this very node, which is asked without a message; null for a client without data. */
-  readonly local: { readonly nodeId: NodeId; readonly service: KvService } | null
-  /** Default deadline of an operation. */
-  readonly requestTimeoutMs: number
-  /** A request without an answer for so long is repeated elsewhere. */
-  readonly attemptTimeoutMs: number
-  readonly maxWaitingOperations: number
-  readonly maxWaitingBytes: number
 }
-
-interface Attempt {
-  /** Counted from a random number: a reply to an earlier life of this node, at the same address, must not look like an answer to this one. */
-  readonly requestId: number
-  readonly route: GroupRoute
-  readonly kind: RequestKind
-  readonly operations: readonly Operation[]
-  readonly target: NodeId
-  /** Bytes of writes, which count towards the window. */
-  readonly bytes: number
-  readonly timeoutMs: number
-  readonly expiresMs: number
-}
-
-const maxOperationsPerRequest = 4096
-const maxBytesPerRequest = 512 * 1024
-/** Bytes of writes under way to one group; a single larger request still goes alone. */
-const maxBytesUnderWay = 4 * 1024 * 1024
-/** A silent request is repeated after at most so many times `attemptTimeoutMs`. */
-const maxPatience = 8
-/** How often deadlines are looked at: the precision of `timeoutMs`. */
-const sweepIntervalMs = 20
 
 export class KvClient implements KV {
   readonly #options: KvClientOptions
-  readonly #session: Uint8Array
-  readonly #routes = new Map<number, GroupRoute>()
-  readonly #attempts = new Map<number, Attempt>()
-  readonly #waiting = new Set<Operation>()
-  /** Of each group, the sequences of the writes that wait, in ascending order. */
-  readonly #writes = new Map<number, Set<number>>()
-  readonly #writer = new Writer(64 * 1024)
-  #waitingBytes = 0
-  #nextSequence = 1
-  #nextRequestId: number
-  #flushScheduled = false
-  #cancelSweep: Cancel | null = null
-  #closed = false
+  readonly #dispatcher: Dispatcher
+  readonly #groups: readonly number[]
 
   constructor(options: KvClientOptions) {
-    const { runtime, router, messenger } = options
     this.#options = options
-    this.#session = runtime.randomBytes(sessionIdBytes)
-    this.#nextRequestId = Buffer.from(runtime.randomBytes(6)).readUIntBE(0, 6)
-    for (const { id: group } of router.map.groups) {
-      this.#writes.set(group, new Set())
-      const members = () => router.membersOf(group)
-      this.#routes.set(group, new GroupRoute({ group, members, runtime, onReady: () => this.#scheduleFlush() }))
-    }
-    messenger.onMessage(Channel.kvReply, (_from, body) => {
-      const reader = new Reader(body)
-      this.#receive(reader.varint(), reader.u8() as ReplyStatus, reader)
-    })
+    this.#dispatcher = new Dispatcher(options)
+    this.#groups = options.router.map.groups.map(({ id }) => id)
   }
 
   async get(key: KeyLike, options: ReadOptions = {}): Promise<KeyValue | undefined> {
@@ -168,7 +59,7 @@ export class KvClient implements KV {
   }
 
   scan(options: ScanOptions = {}): AsyncIterable<KeyValue> {
-    return scanGroups(options, [...this.#routes.keys()], (group, request) => this.#scanPage(group, request, options))
+    return scanGroups(options, this.#groups, (group, request) => this.#scanPage(group, request, options))
   }
 
   /** The key's bytes, as a copy: the caller may reuse its buffer while a retry still needs the key. */
@@ -189,258 +80,41 @@ export class KvClient implements KV {
     checkCondition('ifRevision', ifRevision)
     const shard = shardOf(key, this.#options.router.shards)
     const group = this.#options.router.groupOf(shard)
-    return this.#wait<WriteAnswer>(options, (waiting) => {
-      const sequence = this.#nextSequence++
-      const operation: WriteOperation = { kind: 'write', ...waiting, group, sequence, shard, key, value, ifVersion, ifRevision }
-      this.#writes.get(group)!.add(sequence)
-      return operation
-    })
+    return this.#dispatcher.wait<WriteAnswer>(options, (sequence, waiting) => ({
+      kind: 'write',
+      ...waiting,
+      group,
+      sequence,
+      shard,
+      key,
+      value,
+      ifVersion,
+      ifRevision,
+    }))
   }
 
   #read(key: Uint8Array, options: ReadOptions): Promise<ReadResult | undefined> {
     const shard = shardOf(key, this.#options.router.shards)
     const group = this.#options.router.groupOf(shard)
-    return this.#wait<ReadResult | undefined>(options, (waiting) => ({ kind: 'read', ...waiting, group, shard, key }))
+    return this.#dispatcher.wait<ReadResult | undefined>(options, (_sequence, waiting) => ({ kind: 'read', ...waiting, group, shard, key }))
   }
 
   #scanPage(group: number, request: ScanRequest, options: ReadOptions): Promise<ScanPage> {
-    return this.#wait<ScanPage>(options, (waiting) => ({ kind: 'scan', ...waiting, group, request }))
-  }
-
-  #wait<Result>(options: WaitOptions, make: (waiting: Waiting<Result>) => Operation): Promise<Result> {
-    const { timeoutMs = this.#options.requestTimeoutMs, signal } = options
-    if (!(timeoutMs >= 0)) throw new InvalidArgumentError(`Expected \`timeoutMs\` to be a number of at least 0, got ${timeoutMs}`)
-    if (this.#closed) throw new ClosedError('the node is closed')
-    signal?.throwIfAborted()
-    if (this.#waiting.size >= this.#options.maxWaitingOperations || this.#waitingBytes >= this.#options.maxWaitingBytes) {
-      throw new OverloadedError(`${this.#waiting.size} operations with ${this.#waitingBytes} bytes wait already`)
-    }
-    const deadlineMs = this.#options.runtime.nowMs() + timeoutMs
-    return new Promise((resolve, reject) => {
-      const operation = make({ deadlineMs, resolve, reject, settled: false, uncertain: false, detach: null })
-      operation.detach = watchSignal(options, (aborted) => this.#fail(operation, abortedError(operation, aborted)))
-      this.#waiting.add(operation)
-      this.#waitingBytes += sizeOf(operation)
-      this.#routes.get(operation.group)!.add(operation)
-      this.#scheduleFlush()
-    })
-  }
-
-  #settle(operation: Operation): boolean {
-    if (operation.settled) return false
-    operation.settled = true
-    operation.detach?.()
-    this.#waiting.delete(operation)
-    this.#waitingBytes -= sizeOf(operation)
-    if (operation.kind === 'write') this.#writes.get(operation.group)!.delete(operation.sequence)
-    return true
-  }
-
-  #fail(operation: Operation, error: unknown): void {
-    if (this.#settle(operation)) operation.reject(error)
-  }
-
-  #scheduleFlush(): void {
-    if (this.#flushScheduled || this.#closed) return
-    this.#flushScheduled = true
-    this.#options.runtime.defer(() => {
-      this.#flushScheduled = false
-      if (this.#closed) return
-      for (const route of this.#routes.values()) if (route.ready) this.#flushRoute(route)
-      this.#options.messenger.flush()
-      this.#scheduleSweep()
-    })
-  }
-
-  #flushRoute(route: GroupRoute): void {
-    const { writes, reads, scans } = route.take()
-    let full = false
-    for (const { operations, bytes } of chunks(writes)) {
-      full ||= route.bytesUnderWay > 0 && route.bytesUnderWay + bytes > maxBytesUnderWay
-      if (full) for (const operation of operations) route.add(operation)
-      else this.#attempt(route, RequestKind.write, operations, bytes)
-    }
-    for (const { operations } of chunks(reads)) this.#attempt(route, RequestKind.read, operations, 0)
-    for (const scan of scans) if (!scan.settled) this.#attempt(route, RequestKind.scan, [scan], 0)
-  }
-
-  #attempt(route: GroupRoute, kind: RequestKind, operations: readonly Operation[], bytes: number): void {
-    const { runtime, messenger, router, local, attemptTimeoutMs } = this.#options
-    const requestId = this.#nextRequestId++
-    const target = route.target()
-    const timeoutMs = attemptTimeoutMs * route.patience
-    this.#attempts.set(requestId, { requestId, route, kind, operations, target, bytes, timeoutMs, expiresMs: runtime.nowMs() + timeoutMs })
-    route.bytesUnderWay += bytes
-    const writer = this.#writer
-    writer.reset()
-    if (target === local?.nodeId) {
-      this.#encode(kind, operations)
-      // The service keeps the bytes beyond this call, so they must be its own.
-      const payload = Buffer.from(writer.view())
-      local.service.handle(kind, route.group, payload, (status, body) => this.#receive(requestId, status, new Reader(body)))
-      return
-    }
-    writeRequestHead(writer, { requestId, kind, group: route.group })
-    this.#encode(kind, operations)
-    const address = router.addressOf(target)
-    if (address !== undefined) messenger.send(address, Channel.kvRequest, writer.view())
-  }
-
-  #encode(kind: RequestKind, operations: readonly Operation[]): void {
-    if (kind === RequestKind.read) {
-      writeReadKeys(this.#writer, operations as readonly ReadOperation[])
-    } else if (kind === RequestKind.scan) {
-      writeScanRequest(this.#writer, (operations[0] as ScanOperation).request)
-    } else {
-      const lowWater = this.#writes.get(operations[0]!.group)!.values().next().value ?? this.#nextSequence
-      writeBatchHeader(this.#writer, this.#session, lowWater, operations.length)
-      for (const operation of operations as readonly WriteOperation[]) {
-        operation.uncertain = true
-        writeCommand(this.#writer, operation, lowWater)
-      }
-    }
-  }
-
-  #receive(requestId: number, status: ReplyStatus, reader: Reader): void {
-    const attempt = this.#attempts.get(requestId)
-    if (attempt === undefined) return
-    // It stays under way until its time is up: asked at once again, the node would answer the same.
-    if (status > ReplyStatus.wrongGroup) throw new CorruptionError(`unknown reply status ${status}`, 'MALFORMED')
-    if (status === ReplyStatus.done) return this.#finish(attempt, reader)
-    this.#end(attempt)
-    const { route, target, operations } = attempt
-    switch (status) {
-      case ReplyStatus.notLeader:
-        route.redirect(target, readRest(reader))
-        break
-      case ReplyStatus.lost:
-      case ReplyStatus.stopped:
-      case ReplyStatus.wrongGroup:
-        route.abandon(target)
-        break
-      case ReplyStatus.overloaded:
-        route.backOff()
-        break
-      case ReplyStatus.malformed: {
-        const error = new QuorateError('REFUSED', `the group refused the request: ${readRest(reader)}`, false)
-        for (const operation of operations) this.#fail(operation, error)
-        return
-      }
-      default:
-        status satisfies never
-    }
-    this.#retry(attempt)
-  }
-
-  #retry({ route, operations }: Attempt): void {
-    for (const operation of operations) if (!operation.settled) route.add(operation)
-    this.#scheduleFlush()
-  }
-
-  #finish(attempt: Attempt, reader: Reader): void {
-    const { operations, route, kind, target } = attempt
-    if (kind === RequestKind.write) {
-      const results = readResults(reader)
-      if (results.length !== operations.length) return
-      for (let at = 0; at < results.length; at++) this.#finishWrite(operations[at] as WriteOperation, results[at]!)
-    } else if (kind === RequestKind.read) {
-      const count = reader.varint()
-      if (count === 0 || count > operations.length) return
-      for (const operation of (operations as readonly ReadOperation[]).slice(0, count)) {
-        const result = readReadResult(reader)
-        if (this.#settle(operation)) operation.resolve(result)
-      }
-      // Large values: the rest did not fit into the reply.
-      if (count < operations.length) this.#retry(attempt)
-    } else {
-      const operation = operations[0] as ScanOperation
-      const page = readScanPage(reader)
-      if (this.#settle(operation)) operation.resolve(page)
-    }
-    this.#end(attempt)
-    route.confirm(target)
-  }
-
-  /** The attempt is over, one way or another. */
-  #end({ requestId, route, bytes }: Attempt): void {
-    this.#attempts.delete(requestId)
-    route.bytesUnderWay -= bytes
-    if (route.waits) this.#scheduleFlush()
-  }
-
-  #finishWrite(operation: WriteOperation, { status, version, revision }: CommandResult): void {
-    if (!this.#settle(operation)) return
-    switch (status) {
-      case CommandStatus.ok:
-      case CommandStatus.absent:
-        return operation.resolve({ version, revision, absent: status === CommandStatus.absent })
-      case CommandStatus.conditionFailed: {
-        const wanted = operation.ifVersion === undefined ? `revision ${operation.ifRevision}` : `version ${operation.ifVersion}`
-        return operation.reject(
-          new ConditionFailedError(`expected ${wanted}, the key has version ${version} and revision ${revision}`, version, revision),
-        )
-      }
-      case CommandStatus.stale:
-        return operation.reject(new OutcomeUnknownError('the request was answered before, and the answer is no longer kept'))
-      default:
-        status satisfies never
-    }
+    return this.#dispatcher.wait<ScanPage>(options, (_sequence, waiting) => ({ kind: 'scan', ...waiting, group, request }))
   }
 
   /** The connection to a node was lost: what was asked of it is asked elsewhere at once. */
   onPeerLost(node: NodeId): void {
-    for (const route of this.#routes.values()) route.markLost(node)
-    this.#abandon((attempt) => attempt.target === node)
+    this.#dispatcher.onPeerLost(node)
   }
 
   onPeerConnected(node: NodeId): void {
-    for (const route of this.#routes.values()) route.markConnected(node)
-  }
-
-  #abandon(which: (attempt: Attempt) => boolean): void {
-    for (const attempt of [...this.#attempts.values()]) {
-      if (!which(attempt)) continue
-      this.#end(attempt)
-      attempt.route.abandon(attempt.target)
-      this.#retry(attempt)
-    }
-  }
-
-  #scheduleSweep(): void {
-    if (this.#cancelSweep !== null || this.#waiting.size === 0) return
-    this.#cancelSweep = this.#options.runtime.schedule(sweepIntervalMs, () => {
-      this.#cancelSweep = null
-      this.#sweep()
-      this.#scheduleSweep()
-    })
-  }
-
-  #sweep(): void {
-    const nowMs = this.#options.runtime.nowMs()
-    for (const operation of this.#waiting) if (operation.deadlineMs <= nowMs) this.#fail(operation, expiredError(operation))
-    this.#abandon((attempt) => {
-      if (attempt.expiresMs > nowMs) return false
-      // Those that were sent before the last one expired say no more than that one.
-      const { route, timeoutMs } = attempt
-      if (timeoutMs === this.#options.attemptTimeoutMs * route.patience) route.patience = Math.min(route.patience * 2, maxPatience)
-      return true
-    })
+    this.#dispatcher.onPeerConnected(node)
   }
 
   /** Rejects what still waits: ClosedError, or OutcomeUnknownError for writes under way. Idempotent. */
   close(): void {
-    if (this.#closed) return
-    this.#closed = true
-    this.#cancelSweep?.()
-    for (const route of this.#routes.values()) route.close()
-    for (const operation of [...this.#waiting]) {
-      const unknown = operation.kind === 'write' && operation.uncertain
-      this.#fail(
-        operation,
-        unknown ? new OutcomeUnknownError('the node was closed while the write was under way') : new ClosedError('the node is closed'),
-      )
-    }
-    this.#attempts.clear()
+    this.#dispatcher.close()
   }
 }
 
@@ -450,31 +124,7 @@ function checkCondition(name: string, value: number | undefined): void {
   }
 }
 
-function readRest(reader: Reader): string {
-  return asBuffer(reader.raw(reader.remaining)).toString('utf8')
-}
-
 function toKeyValue(key: Uint8Array, result: ReadResult | undefined): KeyValue | undefined {
   // A copy of the value: it is a view of a frame that holds many.
   return result && { key, value: Buffer.from(result.value), version: result.version, revision: result.revision }
-}
-
-/** Cuts what waits into requests of bounded size, leaving out what was settled meanwhile. */
-function chunks(operations: readonly Operation[]): { operations: readonly Operation[]; bytes: number }[] {
-  const result: { operations: readonly Operation[]; bytes: number }[] = []
-  let current: Operation[] = []
-  let bytes = 0
-  for (const operation of operations) {
-    if (operation.settled) continue
-    const size = sizeOf(operation)
-    if (current.length > 0 && (current.length >= maxOperationsPerRequest || bytes + size > maxBytesPerRequest)) {
-      result.push({ operations: current, bytes })
-      current = []
-      bytes = 0
-    }
-    current.push(operation)
-    bytes += size
-  }
-  if (current.length > 0) result.push({ operations: current, bytes })
-  return result
 }

@@ -1,8 +1,8 @@
 /**
  * Operations: what a caller asked of the KV client and still waits for. Each settles exactly once, by its answer, its deadline, its signal, or the client's end.
  */
-import { OutcomeUnknownError, UnavailableError } from '../base/errors.js'
-import type { Command } from '../engine/command.js'
+import { ConditionFailedError, OutcomeUnknownError, UnavailableError } from '../base/errors.js'
+import { type Command, type CommandResult, CommandStatus } from '../engine/command.js'
 import type { WaitOptions } from '../engine/kv.js'
 import type { ReadKey, ReadResult, ScanPage, ScanRequest } from '../engine/kv-protocol.js'
 
@@ -89,4 +89,46 @@ export function watchSignal({ signal }: WaitOptions, onAbort: (signal: AbortSign
     watchers.delete(signal)
     signal.removeEventListener('abort', listener)
   }
+}
+
+/** Hands a write's answer to its caller. */
+export function finishWrite(operation: WriteOperation, { status, version, revision }: CommandResult): void {
+  switch (status) {
+    case CommandStatus.ok:
+    case CommandStatus.absent:
+      return operation.resolve({ version, revision, absent: status === CommandStatus.absent })
+    case CommandStatus.conditionFailed: {
+      const wanted = operation.ifVersion === undefined ? `revision ${operation.ifRevision}` : `version ${operation.ifVersion}`
+      return operation.reject(
+        new ConditionFailedError(`expected ${wanted}, the key has version ${version} and revision ${revision}`, version, revision),
+      )
+    }
+    case CommandStatus.stale:
+      return operation.reject(new OutcomeUnknownError('the request was answered before, and the answer is no longer kept'))
+    default:
+      status satisfies never
+  }
+}
+
+const maxOperationsPerRequest = 4096
+const maxBytesPerRequest = 512 * 1024
+
+/** Cuts what waits into requests of bounded size, leaving out what was settled meanwhile. */
+export function chunks(operations: readonly Operation[]): { operations: readonly Operation[]; bytes: number }[] {
+  const result: { operations: readonly Operation[]; bytes: number }[] = []
+  let current: Operation[] = []
+  let bytes = 0
+  for (const operation of operations) {
+    if (operation.settled) continue
+    const size = sizeOf(operation)
+    if (current.length > 0 && (current.length >= maxOperationsPerRequest || bytes + size > maxBytesPerRequest)) {
+      result.push({ operations: current, bytes })
+      current = []
+      bytes = 0
+    }
+    current.push(operation)
+    bytes += size
+  }
+  if (current.length > 0) result.push({ operations: current, bytes })
+  return result
 }
