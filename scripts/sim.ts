@@ -111,6 +111,7 @@ function main(): number {
     print(`${summary.messages} messages, ${summary.elections} elections, ${summary.committed} entries committed`)
     print(`operations: ${JSON.stringify(summary.operations)}`)
     print(`faults: ${JSON.stringify(summary.faults)}`)
+    print(`reached: ${JSON.stringify(summary.reached)}`)
     print(`${summary.violations.length} violations`)
   }
   return summary.violations.length === 0 ? 0 : 1

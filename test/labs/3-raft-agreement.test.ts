@@ -14,7 +14,7 @@ function startAt(lab: RaftLab, server: number, command: string): StartResult {
 }
 
 describe('lab 3B: agreement', () => {
-  scenario('3B BasicAgree3B: three commands, each at the next index', { servers: 3, seeds: 30 }, (lab) => {
+  scenario('3B BasicAgree3B: three commands, each at the next index', { servers: 3, seeds: 100 }, (lab) => {
     for (let index = 1; index <= 3; index++) {
       lab.check(lab.committed(index).servers === 0, 'some have committed before Start')
       const got = lab.one(`${index * 100}`, 3, false)
@@ -22,7 +22,7 @@ describe('lab 3B: agreement', () => {
     }
   })
 
-  scenario('3B RPCBytes3B: each command is sent to each peer once', { servers: 3, seeds: 30 }, (lab) => {
+  scenario('3B RPCBytes3B: each command is sent to each peer once', { servers: 3, seeds: 100 }, (lab) => {
     lab.one('99', 3, false)
     const before = lab.network.bytes
     let sent = 0
@@ -38,7 +38,7 @@ describe('lab 3B: agreement', () => {
     lab.check(got <= 2 * sent + 10_000, `${got} bytes for ${2 * sent} of commands on their way`)
   })
 
-  scenario('3B FollowerFailure3B: goes on with one follower, not with none', { servers: 3, seeds: 30 }, (lab) => {
+  scenario('3B FollowerFailure3B: goes on with one follower, not with none', { servers: 3, seeds: 100 }, (lab) => {
     lab.one('101', 3, false)
     const leader1 = lab.checkOneLeader()
     lab.disconnect((leader1 + 1) % 3)
@@ -54,7 +54,7 @@ describe('lab 3B: agreement', () => {
     lab.check(lab.committed(index).servers === 0, 'command 104 committed without a majority')
   })
 
-  scenario('3B LeaderFailure3B: goes on without the leader, not without two', { servers: 3, seeds: 30 }, (lab) => {
+  scenario('3B LeaderFailure3B: goes on without the leader, not without two', { servers: 3, seeds: 100 }, (lab) => {
     lab.one('101', 3, false)
     const leader1 = lab.checkOneLeader()
     lab.disconnect(leader1)
@@ -68,7 +68,7 @@ describe('lab 3B: agreement', () => {
     lab.check(lab.committed(4).servers === 0, 'command 104 committed without a majority')
   })
 
-  scenario('3B FailAgree3B: a follower that was cut off catches up', { servers: 3, seeds: 30 }, (lab) => {
+  scenario('3B FailAgree3B: a follower that was cut off catches up', { servers: 3, seeds: 100 }, (lab) => {
     lab.one('101', 3, false)
     const leader = lab.checkOneLeader()
     lab.disconnect((leader + 1) % 3)
@@ -83,7 +83,7 @@ describe('lab 3B: agreement', () => {
     lab.one('107', 3, true)
   })
 
-  scenario('3B FailNoAgree3B: no agreement while three of five are cut off', { servers: 5, seeds: 30 }, (lab) => {
+  scenario('3B FailNoAgree3B: no agreement while three of five are cut off', { servers: 5, seeds: 100 }, (lab) => {
     lab.one('10', 5, false)
     const leader = lab.checkOneLeader()
     for (let distance = 1; distance <= 3; distance++) lab.disconnect((leader + distance) % 5)
@@ -99,7 +99,7 @@ describe('lab 3B: agreement', () => {
     lab.one('1000', 5, true)
   })
 
-  scenario('3B ConcurrentStarts3B: five commands at once', { servers: 3, seeds: 30 }, (lab) => {
+  scenario('3B ConcurrentStarts3B: five commands at once', { servers: 3, seeds: 100 }, (lab) => {
     for (let attempt = 0; attempt < 5; attempt++) {
       if (attempt > 0) lab.sleep(3 * T)
       const leader = lab.checkOneLeader()
@@ -120,7 +120,7 @@ describe('lab 3B: agreement', () => {
     lab.fail('term changed too often')
   })
 
-  scenario('3B Rejoin3B: a leader that was cut off gives up its entries', { servers: 3, seeds: 30 }, (lab) => {
+  scenario('3B Rejoin3B: a leader that was cut off gives up its entries', { servers: 3, seeds: 100 }, (lab) => {
     lab.one('101', 3, true)
     const leader1 = lab.checkOneLeader()
     lab.disconnect(leader1)
@@ -134,7 +134,7 @@ describe('lab 3B: agreement', () => {
     lab.one('105', 3, true)
   })
 
-  scenario('3B Backup3B: logs that differ by fifty entries are repaired fast', { servers: 5, seeds: 10 }, (lab) => {
+  scenario('3B Backup3B: logs that differ by fifty entries are repaired fast', { servers: 5, seeds: 30 }, (lab) => {
     lab.one(fresh(lab), 5, true)
     const leader1 = lab.checkOneLeader()
     const away = (distance: number): number => (leader1 + distance) % 5
@@ -160,7 +160,7 @@ describe('lab 3B: agreement', () => {
     lab.one(fresh(lab), 5, true)
   })
 
-  scenario('3B Count3B: no more calls than needed', { servers: 3, seeds: 30 }, (lab) => {
+  scenario('3B Count3B: no more calls than needed', { servers: 3, seeds: 100 }, (lab) => {
     lab.checkOneLeader()
     const election = lab.allCalls()
     lab.check(election >= 1 && election <= 30, `too many or few calls (${election}) to elect the first leader`)

@@ -4,7 +4,7 @@ import { scenario } from './support/over-seeds.js'
 import { labElectionTimeoutMs } from './support/raft-lab.js'
 
 describe('lab 3A: elections', () => {
-  scenario('3A InitialElection3A: one leader, and terms that stay agreed', { servers: 3, seeds: 30 }, (lab) => {
+  scenario('3A InitialElection3A: one leader, and terms that stay agreed', { servers: 3, seeds: 100 }, (lab) => {
     lab.checkOneLeader()
     lab.sleep(50)
     const term = lab.checkTerms()
@@ -15,7 +15,7 @@ describe('lab 3A: elections', () => {
     lab.checkOneLeader()
   })
 
-  scenario('3A ReElection3A: a new leader after a failure, none without a quorum', { servers: 3, seeds: 30 }, (lab) => {
+  scenario('3A ReElection3A: a new leader after a failure, none without a quorum', { servers: 3, seeds: 100 }, (lab) => {
     const leader1 = lab.checkOneLeader()
     lab.disconnect(leader1)
     lab.checkOneLeader()
@@ -33,7 +33,7 @@ describe('lab 3A: elections', () => {
     lab.checkOneLeader()
   })
 
-  scenario('3A ManyElections3A: nine rounds with three of seven cut off', { servers: 7, seeds: 30 }, (lab) => {
+  scenario('3A ManyElections3A: nine rounds with three of seven cut off', { servers: 7, seeds: 100 }, (lab) => {
     lab.checkOneLeader()
     for (let round = 0; round < 9; round++) {
       const cut = [lab.random.integer(0, 6), lab.random.integer(0, 6), lab.random.integer(0, 6)]

@@ -82,7 +82,7 @@ function churn(lab: RaftLab): void {
 }
 
 describe('lab 3C: persistence', () => {
-  scenario('3C Persist13C: commands survive restarts of all, of the leader, of a follower', { servers: 3, seeds: 20 }, (lab) => {
+  scenario('3C Persist13C: commands survive restarts of all, of the leader, of a follower', { servers: 3, seeds: 60 }, (lab) => {
     lab.one('11', 3, true)
     for (let server = 0; server < 3; server++) lab.restart(server)
     lab.one('12', 3, true)
@@ -101,7 +101,7 @@ describe('lab 3C: persistence', () => {
     lab.one('16', 3, true)
   })
 
-  scenario('3C Persist23C: five rounds of overlapping crashes', { servers: 5, seeds: 10 }, (lab) => {
+  scenario('3C Persist23C: five rounds of overlapping crashes', { servers: 5, seeds: 30 }, (lab) => {
     let index = 1
     for (let round = 0; round < 5; round++) {
       lab.one(`${10 + index}`, 5, true)
@@ -127,7 +127,7 @@ describe('lab 3C: persistence', () => {
     lab.one('1000', 5, true)
   })
 
-  scenario('3C Persist33C: a partitioned follower and the restarted leader make a quorum', { servers: 3, seeds: 20 }, (lab) => {
+  scenario('3C Persist33C: a partitioned follower and the restarted leader make a quorum', { servers: 3, seeds: 60 }, (lab) => {
     lab.one('101', 3, true)
     const leader = lab.checkOneLeader()
     const away = (distance: number): number => (leader + distance) % 3
@@ -142,7 +142,7 @@ describe('lab 3C: persistence', () => {
     lab.one('104', 3, true)
   })
 
-  scenario('3C Figure83C: leaders crash before and after their entries commit', { servers: 5, seeds: 5 }, (lab) => {
+  scenario('3C Figure83C: leaders crash before and after their entries commit', { servers: 5, seeds: 20 }, (lab) => {
     lab.one(fresh(lab), 1, true)
     let alive = 5
     for (let round = 0; round < 1000; round++) {
@@ -164,7 +164,7 @@ describe('lab 3C: persistence', () => {
     lab.one(fresh(lab), 5, true)
   })
 
-  scenario('3C UnreliableAgree3C: agreement over a lossy network', { servers: 5, seeds: 5, unreliable: true }, (lab) => {
+  scenario('3C UnreliableAgree3C: agreement over a lossy network', { servers: 5, seeds: 20, unreliable: true }, (lab) => {
     const side: ReturnType<RaftLab['spawn']>[] = []
     for (let round = 1; round < 50; round++) {
       for (let number = 0; number < 4; number++) side.push(lab.spawn(lab.oneProcess(`${100 * round + number}`, 1, true)))
@@ -178,7 +178,7 @@ describe('lab 3C: persistence', () => {
     lab.one('100', 5, true)
   })
 
-  scenario('3C Figure8Unreliable3C: leaders are cut off, replies come late and out of order', { servers: 5, seeds: 5, unreliable: true }, (lab) => {
+  scenario('3C Figure8Unreliable3C: leaders are cut off, replies come late and out of order', { servers: 5, seeds: 20, unreliable: true }, (lab) => {
     lab.one(fresh(lab), 1, true)
     let alive = 5
     for (let round = 0; round < 1000; round++) {
@@ -201,6 +201,6 @@ describe('lab 3C: persistence', () => {
     lab.one(fresh(lab), 5, true)
   })
 
-  scenario('3C ReliableChurn3C: clients propose while servers come and go', { servers: 5, seeds: 5 }, churn)
-  scenario('3C UnreliableChurn3C: clients propose while servers come and go, over a lossy network', { servers: 5, seeds: 5, unreliable: true }, churn)
+  scenario('3C ReliableChurn3C: clients propose while servers come and go', { servers: 5, seeds: 8 }, churn)
+  scenario('3C UnreliableChurn3C: clients propose while servers come and go, over a lossy network', { servers: 5, seeds: 8, unreliable: true }, churn)
 })

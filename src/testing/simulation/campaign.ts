@@ -22,13 +22,24 @@ export interface CampaignSummary {
   readonly operations: Readonly<Record<string, number>>
   /** How often each kind of fault happened. */
   readonly faults: Readonly<Record<string, number>>
+  /** How often states were reached that are worth reaching. */
+  readonly reached: Readonly<Record<string, number>>
   readonly violations: readonly Violation[]
+}
+
+function addUp(sums: Record<string, number>, counts: Readonly<Record<string, number>>): void {
+  for (const [kind, count] of Object.entries(counts)) sums[kind] = (sums[kind] ?? 0) + count
+}
+
+function sorted(counts: Readonly<Record<string, number>>): Record<string, number> {
+  return Object.fromEntries(Object.entries(counts).sort(([a], [b]) => (a < b ? -1 : 1)))
 }
 
 /** Runs consecutive seeds. */
 export function runCampaign(options: CampaignOptions): CampaignSummary {
   const startedMs = performance.now()
   const faults: Record<string, number> = {}
+  const reached: Record<string, number> = {}
   const operations: Record<string, number> = {}
   const violations: Violation[] = []
   let steps = 0
@@ -43,8 +54,9 @@ export function runCampaign(options: CampaignOptions): CampaignSummary {
     messages += result.messages
     elections += result.elections
     committed += result.committed
-    for (const [kind, count] of Object.entries(result.faults)) faults[kind] = (faults[kind] ?? 0) + count
-    for (const [kind, count] of Object.entries(result.operations)) operations[kind] = (operations[kind] ?? 0) + count
+    addUp(faults, result.faults)
+    addUp(reached, result.reached)
+    addUp(operations, { ...result.operations })
     if (result.violation !== null) violations.push(result.violation)
     options.onResult?.(result)
   }
@@ -57,7 +69,8 @@ export function runCampaign(options: CampaignOptions): CampaignSummary {
     elections,
     committed,
     operations,
-    faults: Object.fromEntries(Object.entries(faults).sort(([a], [b]) => (a < b ? -1 : 1))),
+    faults: sorted(faults),
+    reached: sorted(reached),
     violations,
   }
 }

@@ -57,6 +57,8 @@ export class InvariantChecker {
   readonly #stateHashes: number[] = [0]
   readonly #acknowledged = new Map<number, number>()
   elections = 0
+  /** How often a leader committed while another still believed to lead an earlier term. */
+  twoLeaders = 0
 
   constructor(ids: readonly NodeId[], disks: Iterable<SimulatedLogDisk>) {
     this.#quorum = Math.floor(ids.length / 2) + 1
@@ -217,7 +219,9 @@ export class InvariantChecker {
     this.#committedInTerm.set(term, view.commitIndex)
     this.#checkQuorum('R10', `${id} of term ${term} committed ${view.commitIndex}`, view.commitIndex)
     for (const [other, core] of this.#cores) {
-      if (core.role === 'leader' && core.term > term) this.#checkLeaderComplete(other, core.term)
+      if (core.role !== 'leader') continue
+      if (core.term > term) this.#checkLeaderComplete(other, core.term)
+      else if (core.term < term) this.twoLeaders++
     }
   }
 

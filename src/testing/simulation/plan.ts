@@ -141,7 +141,7 @@ function drawSteady(seed: number, random: SeededRandom): SimulationPlan {
     faults: faultKinds.filter(() => random.chance(0.4)),
     faultLastsUs: electionTimeoutUs * random.pick([0.5, 1, 2, 5]),
     clients: random.integer(1, 4),
-    operationEveryUs: electionTimeoutUs / random.pick([2, 5, 10, 20]),
+    operationEveryUs: electionTimeoutUs / random.pick([1, 2, 5, 15]),
     readShare: random.pick([0, 0.2, 0.5]),
     toClaimants: random.pick([0, 0.5]),
     maxCommandBytes,

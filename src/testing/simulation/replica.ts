@@ -61,6 +61,7 @@ export interface ReplicaEnvironment {
   stream(name: string): SeededRandom
   transmit(message: Message): void
   count(fault: string): void
+  reach(state: string): void
   /** Records an event in the trace; `detail` is only called when somebody reads it. */
   trace(id: NodeId, event: string, a: number, b: number, detail: () => string): void
   proposalAccepted(replica: SimulatedReplica, commandId: number, index: number, term: number): void
@@ -424,7 +425,7 @@ export class SimulatedReplica {
       this.#proposals.delete(index)
       this.environment.proposalEnded(this, id, 'unknown')
     }
-    this.environment.count('truncation')
+    this.environment.reach('truncation')
     if (!this.#random.chance(this.#model.crashAtTruncation)) return
     const { incarnation } = this
     this.environment.queue.schedule(this.#random.exponential(this.disk.writeMeanUs), () => {
@@ -437,7 +438,7 @@ export class SimulatedReplica {
 
   #rejected(id: number, reason: RejectReason): void {
     if (this.#asked.delete(id)) {
-      if (reason === 'overloaded') this.environment.count('overloaded')
+      if (reason === 'overloaded') this.environment.reach('overloaded')
       this.environment.proposalEnded(this, id, 'refused')
     } else if (this.#reads.delete(id)) this.environment.readEnded(this, id, 'refused', 0)
     else throw new Error(`${id} was rejected, but is neither a proposal nor a read that waits`)
@@ -504,7 +505,7 @@ export class SimulatedReplica {
 
   #fetch(request: FetchRequest): void {
     const environment = this.environment
-    environment.count('fetch')
+    environment.reach('fetch')
     environment.trace(
       this.id,
       'fetch',

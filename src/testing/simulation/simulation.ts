@@ -2,21 +2,22 @@
  * One run of one seed: a cluster of real cores in a simulated world, first with faults, then without.
  *
  * Invariants: 1. everything comes from the seed: the same seed gives the same trace; 2. the run stops at the first violation;
- * 3. R18 liveness: when faults have stopped, a leader serves within `healElectionTimeouts` election timeouts, and all logs converge.
+ * 3. when faults have stopped, the cluster must heal (`healing.ts`).
  */
 import { RaftCore } from '../../raft/core.js'
 import type { Consensus, Message, NodeId, RaftOptions } from '../../raft/types.js'
 import { SeededRandom } from '../seeded-random.js'
 import { EventQueue } from './event-queue.js'
 import { FaultInjector } from './faults.js'
+import { Healing } from './healing.js'
 import { InvariantChecker, InvariantViolation } from './invariants.js'
 import type { DiskModel, DiskObserver } from './log-disk.js'
 import { SimulatedLogDisk } from './log-disk.js'
 import { SimulatedNetwork } from './network.js'
-import { calmNetwork, drawPlan, type SimulationPlan } from './plan.js'
+import { drawPlan, type SimulationPlan } from './plan.js'
 import { type HostModel, type ReplicaEnvironment, SimulatedReplica } from './replica.js'
 import { describeMessage, Trace } from './trace.js'
-import { commandIdOf, Workload, type WorkloadCounts } from './workload.js'
+import { Workload, type WorkloadCounts } from './workload.js'
 
 /** Where a known bug can be put in: each part can be replaced by one that is wrong. */
 export interface SimulationParts {
@@ -55,13 +56,14 @@ export interface SimulationResult {
   readonly elections: number
   readonly committed: number
   readonly operations: WorkloadCounts
+  /** How often each kind of fault happened. */
   readonly faults: Readonly<Record<string, number>>
+  /** How often states were reached that are worth reaching. */
+  readonly reached: Readonly<Record<string, number>>
   readonly traceHash: string
   readonly violation: Violation | null
 }
 
-/** Within how many election timeouts after the last fault a leader must serve. */
-export const healElectionTimeouts = 30
 /** A run that takes more events than this is wedged. */
 const maxSteps = 5_000_000
 
@@ -74,6 +76,7 @@ class Simulation implements ReplicaEnvironment {
   readonly network: SimulatedNetwork
   readonly workload: Workload
   readonly faults: Record<string, number> = {}
+  readonly reached: Record<string, number> = {}
   readonly tracer: Trace
   readonly #parts: SimulationParts
 
@@ -118,6 +121,10 @@ class Simulation implements ReplicaEnvironment {
     this.faults[fault] = (this.faults[fault] ?? 0) + 1
   }
 
+  reach(state: string): void {
+    this.reached[state] = (this.reached[state] ?? 0) + 1
+  }
+
   trace(id: NodeId, event: string, a: number, b: number, detail: () => string): void {
     this.tracer.event(id, event, a, b, detail)
   }
@@ -152,7 +159,8 @@ class Simulation implements ReplicaEnvironment {
     this.workload.readEnded(replica, readId, outcome, index)
   }
 
-  #runUntil(condition: () => boolean, durationUs: number): boolean {
+  /** Runs until the condition holds or the time has passed; tells whether it holds. */
+  runUntil(condition: () => boolean, durationUs: number): boolean {
     const limitUs = this.queue.nowUs + Math.floor(durationUs)
     for (;;) {
       if (condition()) return true
@@ -164,88 +172,10 @@ class Simulation implements ReplicaEnvironment {
   run(): void {
     for (const replica of this.replicas) replica.start()
     const injector = new FaultInjector(this)
-    this.#runUntil(() => false, this.plan.faultyUs)
-    this.trace('-', 'heal', 0, 0, () => '')
+    this.runUntil(() => false, this.plan.faultyUs)
     this.workload.stop()
     injector.stop()
-    this.#heal()
-  }
-
-  /** Faults are over: the cluster must serve, and all must become the same. */
-  #heal(): void {
-    const { electionTimeoutMs } = this.plan.host.limits
-    const electionTimeoutUs = electionTimeoutMs * 1000
-    const { plan, replicas, checker } = this
-    this.network.calm(calmNetwork(electionTimeoutMs))
-    const clocks = this.stream('clocks-at-heal')
-    for (const replica of replicas) {
-      replica.clockRate = 1 + (clocks.next() * 2 - 1) * Math.min(plan.clockDrift, 0.1)
-      replica.disk.calm({ writeMeanUs: Math.min(plan.disk.writeMeanUs, electionTimeoutUs / 100), readMeanUs: Math.min(plan.disk.readMeanUs, 100) })
-      replica.model = { ...plan.host, applyDelayUs: Math.min(plan.host.applyDelayUs, 1000), crashAtChange: 0, crashAtTruncation: 0 }
-    }
-    let fresh = 0
-    let proposedAtUs = Number.NEGATIVE_INFINITY
-    let freshIndex = 0
-    const serves = (): boolean => {
-      // Proposes again while the last proposal is not acknowledged: it may have been lost with a leader.
-      if (fresh !== 0 && checker.indexOf(fresh) !== undefined) {
-        freshIndex = checker.indexOf(fresh) as number
-        return true
-      }
-      if (this.queue.nowUs - proposedAtUs < electionTimeoutUs / 2) return false
-      const leader = this.#leader()
-      if (leader === undefined) return false
-      proposedAtUs = this.queue.nowUs
-      fresh = this.workload.propose(leader, 8)
-      return false
-    }
-    const leads = (): boolean => this.#leader() !== undefined
-    if (!this.#runUntil(leads, electionTimeoutUs * healElectionTimeouts)) {
-      throw new InvariantViolation('R18', `nobody leads ${healElectionTimeouts} election timeouts after the last fault: ${this.#describe()}`)
-    }
-    // What is in the logs already goes first, and may travel in small pieces: one round trip an entry at worst.
-    const entries = Math.max(...replicas.map(({ disk }) => disk.lastIndex))
-    const backlogUs = (entries * electionTimeoutUs) / 10
-    if (!this.#runUntil(serves, electionTimeoutUs * healElectionTimeouts + backlogUs)) {
-      throw new InvariantViolation('R18', `no write was served after the last fault: ${this.#describe()}`)
-    }
-    const same = (): boolean =>
-      replicas.every(
-        ({ core, appliedIndex, disk, waiting }) =>
-          core !== null &&
-          waiting === 0 &&
-          appliedIndex >= freshIndex &&
-          appliedIndex === (replicas[0] as SimulatedReplica).appliedIndex &&
-          disk.lastIndex === appliedIndex &&
-          disk.shape.hashAt(appliedIndex) === (replicas[0] as SimulatedReplica).disk.shape.hashAt(appliedIndex) &&
-          core.lastIndex === appliedIndex,
-      )
-    if (!this.#runUntil(same, electionTimeoutUs * healElectionTimeouts + backlogUs)) {
-      throw new InvariantViolation('R18', `the replicas did not converge after the last fault: ${this.#describe()}`)
-    }
-    const state = (replicas[0] as SimulatedReplica).stateHash
-    for (const { id, stateHash } of replicas) {
-      if (stateHash !== state) throw new InvariantViolation('R14', `${id} ends with another state than ${(replicas[0] as SimulatedReplica).id}`)
-    }
-    checker.checkFinal(commandIdOf)
-  }
-
-  #leader(): SimulatedReplica | undefined {
-    let found: SimulatedReplica | undefined
-    for (const replica of this.replicas) {
-      if (replica.core?.role === 'leader' && (found?.core == null || replica.core.term > found.core.term)) found = replica
-    }
-    return found
-  }
-
-  #describe(): string {
-    return this.replicas
-      .map(({ id, core, appliedIndex, disk, waiting }) =>
-        core === null
-          ? `${id} down`
-          : `${id} ${core.role} term ${core.term} last ${core.lastIndex} durable ${disk.lastIndex} commit ${core.commitIndex} applied ${appliedIndex} waiting ${waiting}`,
-      )
-      .join('; ')
+    new Healing(this).run()
   }
 }
 
@@ -270,6 +200,7 @@ export function runSimulation(options: SimulationOptions): SimulationResult {
     committed: simulation.checker.maxCommitted,
     operations: simulation.workload.counts,
     faults: simulation.faults,
+    reached: { ...simulation.reached, ...(simulation.checker.twoLeaders > 0 ? { 'two-leaders': simulation.checker.twoLeaders } : {}) },
     traceHash: simulation.tracer.hash,
     violation,
   }

@@ -99,6 +99,7 @@ export class RaftLab {
       stream: (name) => this.#stream(name),
       transmit: (message: Message) => this.network.transmit(message),
       count: () => {},
+      reach: () => {},
       trace: () => {},
       proposalAccepted: (_replica, _id, index, term) => {
         this.#started = { index, term }

@@ -21,16 +21,8 @@ describe('the simulator', () => {
       'crash-in-write-kept',
       'crash-in-write-lost',
     ]
-    expect(summary.faults).to.include.keys(
-      ...faultKinds,
-      ...own,
-      'state-lost',
-      'unwritten-lost',
-      'truncation',
-      'fetch',
-      'overloaded',
-      'crash-at-change',
-    )
+    expect(summary.faults).to.include.keys(...faultKinds, ...own, 'state-lost', 'unwritten-lost', 'crash-at-change', 'crash-at-truncation')
+    expect(summary.reached).to.include.keys('truncation', 'fetch', 'overloaded', 'two-leaders', 'majority-alone-healed')
     expect(summary.elections).to.be.greaterThan(500)
     expect(summary.operations['acknowledged']).to.be.greaterThan(5000)
     expect(summary.operations['readsConfirmed']).to.be.greaterThan(1000)

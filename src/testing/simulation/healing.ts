@@ -1,0 +1,169 @@
+/**
+ * The end of a run: faults stop, first for a majority alone, then for all.
+ *
+ * R18 liveness: 1. once a majority is up, mutually connected and sound, a leader serves within `healElectionTimeouts` election timeouts, whatever the others
+ * are: down, still, cut off in one direction, or connected to some of it; 2. once all are sound, all logs and states become the same, and nothing
+ * that was asked still waits; 3. every acknowledged write is in every log.
+ */
+import type { SeededRandom } from '../seeded-random.js'
+import type { EventQueue } from './event-queue.js'
+import { type InvariantChecker, InvariantViolation } from './invariants.js'
+import type { SimulatedNetwork } from './network.js'
+import { calmNetwork, type SimulationPlan } from './plan.js'
+import type { SimulatedReplica } from './replica.js'
+import { commandIdOf, type Workload } from './workload.js'
+
+/** Within how many election timeouts after the last fault a leader must serve. */
+export const healElectionTimeouts = 20
+
+export interface HealingEnvironment {
+  readonly queue: EventQueue
+  readonly plan: SimulationPlan
+  readonly replicas: readonly SimulatedReplica[]
+  readonly network: SimulatedNetwork
+  readonly checker: InvariantChecker
+  readonly workload: Workload
+  stream(name: string): SeededRandom
+  runUntil(condition: () => boolean, durationUs: number): boolean
+  reach(state: string): void
+  trace(id: string, event: string, a: number, b: number, detail: () => string): void
+}
+
+export class Healing {
+  readonly #environment: HealingEnvironment
+  readonly #random: SeededRandom
+  readonly #electionTimeoutUs: number
+
+  constructor(environment: HealingEnvironment) {
+    this.#environment = environment
+    this.#random = environment.stream('healing')
+    this.#electionTimeoutUs = environment.plan.host.limits.electionTimeoutMs * 1000
+  }
+
+  run(): void {
+    const { replicas, checker, trace } = this.#environment
+    const size = replicas.length
+    const sound = this.#random.shuffle(replicas).slice(0, this.#random.integer(Math.floor(size / 2) + 1, size))
+    this.#healSome(sound)
+    if (sound.length < size) {
+      this.#environment.reach('majority-alone-healed')
+      this.#serve(`${sound.map(({ id }) => id)} are sound and connected`)
+    }
+    trace.call(this.#environment, '-', 'heal', size, size, () => 'all')
+    this.#healAll()
+    const freshIndex = this.#serve('all are sound and connected')
+    this.#converge(freshIndex)
+    checker.checkFinal(commandIdOf)
+  }
+
+  #healSome(sound: readonly SimulatedReplica[]): void {
+    const { replicas, network, plan, trace } = this.#environment
+    const random = this.#random
+    network.calm(calmNetwork(plan.host.limits.electionTimeoutMs))
+    for (const replica of replicas) this.#calm(replica)
+    trace.call(this.#environment, '-', 'heal', sound.length, replicas.length, () => sound.map(({ id }) => id).join(' '))
+    for (const replica of replicas) {
+      if (sound.includes(replica)) this.#wake(replica)
+      else {
+        const fate = random.next()
+        if (fate < 0.3) replica.crash()
+        else if (fate < 0.4) replica.pause()
+        else this.#wake(replica)
+        for (const other of replicas) {
+          if (other === replica) continue
+          if (random.chance(0.5)) network.cut(replica.id, other.id)
+          if (random.chance(0.5)) network.cut(other.id, replica.id)
+        }
+      }
+    }
+  }
+
+  #healAll(): void {
+    const { replicas, network, plan } = this.#environment
+    network.calm(calmNetwork(plan.host.limits.electionTimeoutMs))
+    for (const replica of replicas) this.#wake(replica)
+  }
+
+  #calm(replica: SimulatedReplica): void {
+    const { plan } = this.#environment
+    const electionTimeoutUs = this.#electionTimeoutUs
+    replica.clockRate = 1 + (this.#random.next() * 2 - 1) * Math.min(plan.clockDrift, 0.1)
+    replica.disk.calm({ writeMeanUs: Math.min(plan.disk.writeMeanUs, electionTimeoutUs / 100), readMeanUs: Math.min(plan.disk.readMeanUs, 100) })
+    replica.model = { ...plan.host, applyDelayUs: Math.min(plan.host.applyDelayUs, 1000), crashAtChange: 0, crashAtTruncation: 0 }
+  }
+
+  #wake(replica: SimulatedReplica): void {
+    if (!replica.up) replica.start()
+    else if (replica.paused) replica.resume(false)
+  }
+
+  /** A fresh write must be acknowledged in time; returns where. */
+  #serve(when: string): number {
+    const { queue, replicas, checker, workload, runUntil } = this.#environment
+    const electionTimeoutUs = this.#electionTimeoutUs
+    const fresh: number[] = []
+    let proposedAtUs = Number.NEGATIVE_INFINITY
+    let freshIndex = 0
+    const led = (): boolean => replicas.some(({ core, paused }) => core?.role === 'leader' && !paused)
+    const served = (): boolean => {
+      for (const command of fresh) freshIndex = Math.max(freshIndex, checker.indexOf(command) ?? 0)
+      if (freshIndex > 0) return true
+      // Proposes again and again, to all who claim to lead: an earlier proposal may have been lost with its leader.
+      if (queue.nowUs - proposedAtUs < electionTimeoutUs / 2) return false
+      for (const replica of replicas) {
+        if (replica.core?.role !== 'leader' || replica.paused) continue
+        proposedAtUs = queue.nowUs
+        fresh.push(workload.propose(replica, 8))
+      }
+      return false
+    }
+    const startedUs = queue.nowUs
+    if (!runUntil.call(this.#environment, led, electionTimeoutUs * healElectionTimeouts)) {
+      throw new InvariantViolation('R18', `nobody leads ${healElectionTimeouts} election timeouts after ${when}: ${this.#describe()}`)
+    }
+    if (!runUntil.call(this.#environment, served, electionTimeoutUs * healElectionTimeouts + this.#backlogUs())) {
+      throw new InvariantViolation('R18', `no write was served since ${when}: ${this.#describe()}`)
+    }
+    const timeouts = (queue.nowUs - startedUs) / electionTimeoutUs
+    this.#environment.reach(`served-within-${[1, 2, 4, 8, 16].find((limit) => timeouts <= limit) ?? 'more'}-election-timeouts`)
+    return freshIndex
+  }
+
+  /** What is in the logs already goes first, and may travel in small pieces: one round trip an entry at worst. */
+  #backlogUs(): number {
+    const entries = Math.max(...this.#environment.replicas.map(({ disk }) => disk.lastIndex))
+    return (entries * this.#electionTimeoutUs) / 10
+  }
+
+  #converge(freshIndex: number): void {
+    const { replicas, runUntil } = this.#environment
+    const first = replicas[0] as SimulatedReplica
+    const same = (): boolean =>
+      replicas.every(
+        ({ core, appliedIndex, disk, waiting }) =>
+          core !== null &&
+          waiting === 0 &&
+          appliedIndex >= freshIndex &&
+          appliedIndex === first.appliedIndex &&
+          core.lastIndex === appliedIndex &&
+          disk.lastIndex === appliedIndex &&
+          disk.shape.hashAt(appliedIndex) === first.disk.shape.hashAt(appliedIndex),
+      )
+    if (!runUntil.call(this.#environment, same, this.#electionTimeoutUs * healElectionTimeouts + this.#backlogUs())) {
+      throw new InvariantViolation('R18', `the replicas did not converge after the last fault: ${this.#describe()}`)
+    }
+    for (const { id, stateHash } of replicas) {
+      if (stateHash !== first.stateHash) throw new InvariantViolation('R14', `${id} ends with another state than ${first.id}`)
+    }
+  }
+
+  #describe(): string {
+    return this.#environment.replicas
+      .map(({ id, core, paused, appliedIndex, disk, waiting }) =>
+        core === null
+          ? `${id} down`
+          : `${id} ${paused ? 'paused ' : ''}${core.role} term ${core.term} last ${core.lastIndex} durable ${disk.lastIndex} commit ${core.commitIndex} applied ${appliedIndex} waiting ${waiting}`,
+      )
+      .join('; ')
+  }
+}
