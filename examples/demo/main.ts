@@ -228,6 +228,8 @@ async function run(workplace: Workplace): Promise<void> {
 }
 
 const workplace = new Workplace('quorate-demo')
+// This client coordinates the jobs and keeps their parts in the system's temporary folder for a while: let that go with everything else.
+process.env['TMPDIR'] = workplace.folder
 try {
   await run(workplace)
 } catch (error) {

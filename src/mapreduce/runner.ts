@@ -4,9 +4,9 @@
  * Invariants: 1. a job is coordinated by the runner on which `run` was called, which need not run tasks itself; 2. temporary files lie in a folder of
  * this runner's own, which is cleared when it starts and removed when it closes; 3. after `close` no thread, timer or file of it is left.
  */
-import { readdir, rm } from 'node:fs/promises'
+import { readdir, rm, rmdir } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { ClosedError, InvalidArgumentError, QuorateError } from '../base/errors.js'
 import { type Runtime, systemRuntime } from '../base/runtime.js'
 import type { KV } from '../engine/kv.js'
@@ -237,6 +237,8 @@ export class JobRunner {
     await Promise.all([...this.#jobs.values()].map(({ ended }) => ended))
     await this.#service.close()
     await rm(this.#folder, { recursive: true, force: true, maxRetries: 5, retryDelay: 50 })
+    // The folder that runners share goes with the last of them; while there is another one it is not empty.
+    await rmdir(dirname(this.#folder)).catch(() => {})
   }
 
   [Symbol.asyncDispose](): Promise<void> {

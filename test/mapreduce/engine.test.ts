@@ -195,7 +195,7 @@ describe('the engine', () => {
     await cluster.first.runner.run({ job: 'word-count', input: fromItems(['a']), output: toArray() }).result()
     await cluster.first.runner.close()
     await cluster.first.runner.close()
-    expect(await readdir(join(cluster.first.folder, 'quorate-jobs'))).to.deep.equal([])
+    expect(await readdir(cluster.first.folder)).to.not.include('quorate-jobs')
   })
 
   it('removes at its start what an earlier life has left, and nothing else', async () => {
