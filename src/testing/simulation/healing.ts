@@ -3,7 +3,7 @@
  *
  * R18 liveness: 1. once a majority is up, mutually connected and sound, a leader serves within `healElectionTimeouts` election timeouts, whatever the others
  * are: down, still, cut off in one direction, or connected to some of it; 2. once all are sound, all logs and states become the same, and nothing
- * that was asked still waits; 3. every acknowledged write is in every log.
+ * that was asked still waits; 3. every acknowledged write is in every log (R8), no command is there twice (K3), and none that was refused or lost (K4).
  */
 import type { SeededRandom } from '../seeded-random.js'
 import type { EventQueue } from './event-queue.js'
@@ -41,7 +41,7 @@ export class Healing {
   }
 
   run(): void {
-    const { replicas, checker, trace } = this.#environment
+    const { replicas, checker, workload, trace } = this.#environment
     const size = replicas.length
     const sound = this.#random.shuffle(replicas).slice(0, this.#random.integer(Math.floor(size / 2) + 1, size))
     this.#healSome(sound)
@@ -54,6 +54,8 @@ export class Healing {
     const freshIndex = this.#serve('all are sound and connected')
     this.#converge(freshIndex)
     checker.checkFinal(commandIdOf)
+    const { disk } = replicas[0] as SimulatedReplica
+    workload.checkFinal(disk.read(1, disk.lastIndex, Number.MAX_SAFE_INTEGER))
   }
 
   #healSome(sound: readonly SimulatedReplica[]): void {

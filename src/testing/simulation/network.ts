@@ -132,9 +132,8 @@ export class SimulatedNetwork {
     const environment = this.#environment
     const link = this.#link(message.from, message.to)
     const writer = this.#writer
-    writer.reset()
     encodeMessage(writer, message)
-    const frame = new Uint8Array(writer.view())
+    const frame = writer.finish()
     this.messages++
     this.bytes += frame.length
     if (link.cuts > 0) {

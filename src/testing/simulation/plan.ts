@@ -7,7 +7,7 @@
 import { SeededRandom } from '../seeded-random.js'
 import type { DiskModel } from './log-disk.js'
 import type { NetworkModel } from './network.js'
-import type { HostModel } from './replica.js'
+import type { HostModel } from './replica-environment.js'
 
 /** Every kind of fault that the injector starts by itself; the network's and the disk's own rates are in their models. */
 export const faultKinds = [

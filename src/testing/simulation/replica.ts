@@ -7,75 +7,14 @@
  * 4. committed entries are applied in order, from memory or from the disk; 5. after a restart the state machine starts at an index that its background flush may have
  * reached, never ahead of the log on disk.
  */
-import type {
-  Configuration,
-  Consensus,
-  Entry,
-  FetchRequest,
-  Input,
-  Message,
-  NodeId,
-  Output,
-  PersistWork,
-  RaftOptions,
-  RejectReason,
-} from '../../raft/types.js'
+import type { Consensus, Entry, FetchRequest, Input, Message, NodeId, Output, PersistWork, RaftOptions } from '../../raft/types.js'
 import type { SeededRandom } from '../seeded-random.js'
-import type { EventQueue } from './event-queue.js'
-import type { InvariantChecker } from './invariants.js'
 import { InvariantViolation } from './invariants.js'
 import type { SimulatedLogDisk } from './log-disk.js'
-
-/** The options of a core that do not depend on the replica. */
-export type CoreLimits = Pick<
-  RaftOptions,
-  'electionTimeoutMs' | 'heartbeatIntervalMs' | 'maxInflightBytes' | 'maxAppendBytes' | 'maxTailBytes' | 'maxUncommittedBytes'
->
-
-/** How a host behaves; drawn per run. */
-export interface HostModel {
-  readonly limits: CoreLimits
-  /** Inputs wait this long to be drained together; 0 drains after each. */
-  readonly cycleDelayUs: number
-  /** Mean time between commit and apply. */
-  readonly applyDelayUs: number
-  /** Bytes of entries applied in one slice. */
-  readonly applySliceBytes: number
-  /** What a crash takes from the state machine, which is flushed in the background: nothing, the latest entries, or all. */
-  readonly losesState: 'never' | 'some' | 'all'
-  /** Whether each work of a write is reported by a `persisted` of its own. */
-  readonly reportsEachWork: boolean
-  /** Probability of a crash right after a step that changed role or term. */
-  readonly crashAtChange: number
-  /** Probability of a crash while a truncation is on its way to the disk. */
-  readonly crashAtTruncation: number
-}
-
-/** What a replica needs from its surroundings. */
-export interface ReplicaEnvironment {
-  readonly queue: EventQueue
-  readonly checker: InvariantChecker
-  readonly configuration: Configuration
-  createCore(options: RaftOptions): Consensus
-  /** A random stream of this run. */
-  stream(name: string): SeededRandom
-  transmit(message: Message): void
-  count(fault: string): void
-  reach(state: string): void
-  /** Records an event in the trace; `detail` is only called when somebody reads it. */
-  trace(id: NodeId, event: string, a: number, b: number, detail: () => string): void
-  proposalAccepted(replica: SimulatedReplica, commandId: number, index: number, term: number): void
-  /** The proposal will not be acknowledged: refused, or replaced by another entry, or its replica died. */
-  proposalEnded(replica: SimulatedReplica, commandId: number, outcome: 'refused' | 'lost' | 'unknown'): void
-  acknowledged(replica: SimulatedReplica, commandId: number, index: number): void
-  readEnded(replica: SimulatedReplica, readId: number, outcome: 'confirmed' | 'refused' | 'unknown', index: number): void
-  applied(replica: SimulatedReplica, entry: Entry): void
-}
-
-interface Gate {
-  readonly sequence: number
-  readonly messages: readonly Message[]
-}
+import { LogWriter } from './log-writer.js'
+import { PendingOperations } from './pending-operations.js'
+import type { HostModel, ReplicaEnvironment } from './replica-environment.js'
+import { SimulatedClock } from './simulated-clock.js'
 
 /** What a paused replica finds when it goes on. */
 const maxInbox = 20_000
@@ -91,18 +30,11 @@ export class SimulatedReplica {
   incarnation = 0
   protected readonly environment: ReplicaEnvironment
   readonly #random: SeededRandom
-  #clockRate: number
-  /** The clock showed `#clockBaseMs` at `#clockBaseUs` of virtual time. */
-  #clockBaseMs: number
-  #clockBaseUs = 0
+  readonly #clock: SimulatedClock
+  readonly #operations: PendingOperations
   #model: HostModel
+  #writer: LogWriter
   #inbox: Input[] = []
-  #pending: PersistWork[] = []
-  #inFlightSequence = 0
-  #writing = false
-  #lastWorkSequence = 0
-  #inFlightFirst = 0
-  #gates: Gate[] = []
   /** Completions that arrived while the process stood still. */
   #whilePaused: (() => void)[] = []
   #cycleScheduled = false
@@ -110,9 +42,6 @@ export class SimulatedReplica {
   #holding = 0
   #applyScheduled = false
   #timerAtUs = Number.POSITIVE_INFINITY
-  #proposals = new Map<number, { readonly id: number; readonly term: number }>()
-  #asked = new Set<number>()
-  #reads = new Set<number>()
   #stateFloor = 0
   #lastStampMs = 0
   #flushable = 0
@@ -123,8 +52,9 @@ export class SimulatedReplica {
     this.environment = environment
     this.#random = environment.stream(`host/${id}`)
     this.#model = model
-    this.#clockRate = clockRate
-    this.#clockBaseMs = this.#random.integer(0, 999_999)
+    this.#clock = new SimulatedClock(environment.queue, this.#random.integer(0, 999_999), clockRate)
+    this.#operations = new PendingOperations(this, environment)
+    this.#writer = this.#newWriter()
   }
 
   get up(): boolean {
@@ -137,23 +67,16 @@ export class SimulatedReplica {
 
   /** Proposals and reads that wait for their end. */
   get waiting(): number {
-    return this.#proposals.size + this.#asked.size + this.#reads.size
-  }
-
-  /** This node's monotonic clock. */
-  #clockMs(): number {
-    return this.#clockBaseMs + ((this.environment.queue.nowUs - this.#clockBaseUs) * this.#clockRate) / 1000
+    return this.#operations.size
   }
 
   get clockRate(): number {
-    return this.#clockRate
+    return this.#clock.rate
   }
 
-  /** Lets the clock go on at another rate; it never goes back. */
+  /** Lets the clock go on at another rate. */
   set clockRate(rate: number) {
-    this.#clockBaseMs = this.#clockMs()
-    this.#clockBaseUs = this.environment.queue.nowUs
-    this.#clockRate = rate
+    this.#clock.rate = rate
     this.#timerAtUs = Number.POSITIVE_INFINITY
     this.#arm()
   }
@@ -181,17 +104,13 @@ export class SimulatedReplica {
       snapshotIndex: 0,
       snapshotTerm: 0,
       commitIndex: applied,
-      nowMs: this.#clockMs(),
+      nowMs: this.#clock.nowMs,
       ...this.#model.limits,
       random: () => random.next(),
     })
     this.core = core
     this.#inbox = []
-    this.#pending = []
-    this.#inFlightSequence = 0
-    this.#writing = false
-    this.#lastWorkSequence = 0
-    this.#gates = []
+    this.#writer = this.#newWriter()
     this.#applyScheduled = false
     this.#cycleScheduled = false
     this.#holding = 0
@@ -228,7 +147,8 @@ export class SimulatedReplica {
     this.#flushable = this.flushableIndex(core)
     this.core = null
     this.paused = false
-    if (this.#pending.length > 0) environment.count('unwritten-lost')
+    if (this.#writer.waiting > 0) environment.count('unwritten-lost')
+    this.#writer.abandon()
     this.disk.crash()
     environment.checker.stopped(this.id)
     environment.trace(
@@ -238,15 +158,7 @@ export class SimulatedReplica {
       this.disk.lastIndex,
       () => `disk: term ${this.disk.hardState.term}, ${this.disk.lastIndex} entries`,
     )
-    const proposals = [...this.#proposals.values()]
-    const asked = [...this.#asked]
-    const reads = [...this.#reads]
-    this.#proposals.clear()
-    this.#asked.clear()
-    this.#reads.clear()
-    for (const { id } of proposals) environment.proposalEnded(this, id, 'unknown')
-    for (const id of asked) environment.proposalEnded(this, id, 'unknown')
-    for (const id of reads) environment.readEnded(this, id, 'unknown', 0)
+    this.#operations.crashed()
   }
 
   /** Stops running, as by SIGSTOP: what arrives piles up. */
@@ -284,14 +196,14 @@ export class SimulatedReplica {
   /** Asks for a command to be appended. */
   propose(commandId: number, data: Uint8Array): void {
     if (this.core === null) return
-    this.#asked.add(commandId)
+    this.#operations.propose(commandId)
     this.#enqueue({ type: 'propose', id: commandId, data })
   }
 
   /** Asks for a linearizable read. */
   read(readId: number): void {
     if (this.core === null) return
-    this.#reads.add(readId)
+    this.#operations.read(readId)
     this.#enqueue({ type: 'read', id: readId })
   }
 
@@ -335,7 +247,7 @@ export class SimulatedReplica {
     const term = core.term
     const leaderTerm = role === 'leader' ? term : 0
     try {
-      if (!staleClock || this.#lastStampMs === 0) this.#lastStampMs = this.#clockMs()
+      if (!staleClock || this.#lastStampMs === 0) this.#lastStampMs = this.#clock.nowMs
       core.step({ type: 'tick', nowMs: this.#lastStampMs })
       checker.stepped(this.id, core)
       this.#drain(core, leaderTerm)
@@ -387,11 +299,9 @@ export class SimulatedReplica {
     const environment = this.environment
     const work = output.persist
     if (work !== null) {
-      if (work.sequence <= this.#lastWorkSequence) throw new Error(`persist work ${work.sequence} after ${this.#lastWorkSequence}`)
-      this.#lastWorkSequence = work.sequence
       environment.checker.persistWork(this.id, core, work, leaderTerm)
-      this.#pending.push(work)
-      if (work.truncateFrom !== null) this.#cutProposals(work.truncateFrom)
+      this.#writer.push(work)
+      if (work.truncateFrom !== null) this.#truncated(work.truncateFrom)
       environment.trace(
         this.id,
         'persist',
@@ -402,29 +312,14 @@ export class SimulatedReplica {
       )
     }
     for (const message of output.sendNow) this.release(message)
-    if (output.sendAfterPersist.length > 0) this.gate(this.#lastWorkSequence, output.sendAfterPersist)
-    for (const { id, index, term } of output.accepted) {
-      if (!this.#asked.delete(id)) throw new Error(`proposal ${id} was accepted twice, or never made`)
-      environment.proposalAccepted(this, id, index, term)
-      if (core.termAt(index) === term) this.#proposals.set(index, { id, term })
-      else environment.proposalEnded(this, id, 'unknown')
-    }
-    for (const { id, reason } of output.rejected) this.#rejected(id, reason)
-    for (const { id, index } of output.reads) {
-      if (!this.#reads.delete(id)) throw new Error(`read ${id} was answered twice, or never asked`)
-      environment.readEnded(this, id, 'confirmed', index)
-    }
+    if (output.sendAfterPersist.length > 0) this.gate(this.#writer.lastSequence, output.sendAfterPersist)
+    this.#operations.answered(output, (index) => core.termAt(index))
     for (const request of output.fetch) this.#fetch(request)
-    if (!this.#writing && this.#pending.length > 0) this.#write()
+    this.#writer.write()
   }
 
-  /** Entries that were cut here may live on elsewhere, and commit: the outcome is unknown. */
-  #cutProposals(firstIndex: number): void {
-    for (const [index, { id }] of [...this.#proposals]) {
-      if (index < firstIndex) continue
-      this.#proposals.delete(index)
-      this.environment.proposalEnded(this, id, 'unknown')
-    }
+  #truncated(firstIndex: number): void {
+    this.#operations.truncated(firstIndex)
     this.environment.reach('truncation')
     if (!this.#random.chance(this.#model.crashAtTruncation)) return
     const { incarnation } = this
@@ -436,55 +331,30 @@ export class SimulatedReplica {
     })
   }
 
-  #rejected(id: number, reason: RejectReason): void {
-    if (this.#asked.delete(id)) {
-      if (reason === 'overloaded') this.environment.reach('overloaded')
-      this.environment.proposalEnded(this, id, 'refused')
-    } else if (this.#reads.delete(id)) this.environment.readEnded(this, id, 'refused', 0)
-    else throw new Error(`${id} was rejected, but is neither a proposal nor a read that waits`)
-  }
-
   /** Holds messages back until the work of this sequence is durable. */
   protected gate(sequence: number, messages: readonly Message[]): void {
-    if (sequence <= this.#durableSequence()) for (const message of messages) this.release(message)
-    else this.#gates.push({ sequence, messages })
+    if (this.#writer.isDurable(sequence)) for (const message of messages) this.release(message)
+    else this.#writer.hold(sequence, messages)
   }
 
-  #durableSequence(): number {
-    const first = this.#writing ? this.#inFlightFirst : this.#pending[0]?.sequence
-    return first === undefined ? this.#lastWorkSequence : first - 1
-  }
-
-  #write(): void {
-    const works = this.#pending
-    this.#pending = []
-    this.#writing = true
-    this.#inFlightFirst = (works[0] as PersistWork).sequence
-    this.#inFlightSequence = (works[works.length - 1] as PersistWork).sequence
-    const incarnation = this.incarnation
-    this.disk.write(works, (failed) => {
-      if (this.core === null || this.incarnation !== incarnation) return
+  #newWriter(): LogWriter {
+    return new LogWriter(this.disk, (works, failed) => {
       if (failed) {
         // A failed sync is fatal to the node: never retried.
         this.crash()
         this.onCrashedItself(this)
-        return
-      }
-      if (this.paused) this.#whilePaused.push(() => this.#durable(works))
+      } else if (this.paused) this.#whilePaused.push(() => this.#durable(works))
       else this.#durable(works)
     })
   }
 
-  /** A write is done: release what waited for it, tell the core, start the next. */
+  /** A write is done: release what waited for it, start the next, tell the core. */
   #durable(works: readonly PersistWork[]): void {
-    const sequence = this.#inFlightSequence
+    const { sequence } = works[works.length - 1] as PersistWork
     this.environment.trace(this.id, 'durable', sequence, this.disk.lastIndex, () => `work ${sequence}, disk ends at ${this.disk.lastIndex}`)
-    this.#writing = false
     this.#holding++
-    while (this.#gates.length > 0 && (this.#gates[0] as Gate).sequence <= sequence) {
-      for (const message of (this.#gates.shift() as Gate).messages) this.release(message)
-    }
-    if (this.#pending.length > 0) this.#write()
+    for (const message of this.#writer.written()) this.release(message)
+    this.#writer.write()
     if (this.#model.reportsEachWork) for (const work of works) this.#inbox.push({ type: 'persisted', sequence: work.sequence })
     else this.#inbox.push({ type: 'persisted', sequence })
     this.#holding--
@@ -551,11 +421,7 @@ export class SimulatedReplica {
       this.stateHash = environment.checker.applied(this.id, entry, this.appliedIndex, this.stateHash)
       this.appliedIndex = entry.index
       environment.applied(this, entry)
-      const proposal = this.#proposals.get(entry.index)
-      if (proposal === undefined) continue
-      this.#proposals.delete(entry.index)
-      if (proposal.term !== entry.term) environment.proposalEnded(this, proposal.id, 'lost')
-      else environment.acknowledged(this, proposal.id, entry.index)
+      this.#operations.applied(entry)
     }
     environment.trace(this.id, 'apply', this.appliedIndex, this.stateHash, () => `up to ${this.appliedIndex}`)
     this.#holding--
@@ -577,7 +443,7 @@ export class SimulatedReplica {
     const environment = this.environment
     const nextTickMs = core.nextTickMs
     if (nextTickMs === Number.POSITIVE_INFINITY) return
-    const atUs = Math.max(environment.queue.nowUs + 1, this.#clockBaseUs + Math.ceil(((nextTickMs - this.#clockBaseMs) * 1000) / this.#clockRate))
+    const atUs = Math.max(environment.queue.nowUs + 1, this.#clock.timeOfUs(nextTickMs))
     if (this.#timerAtUs <= atUs) return
     this.#timerAtUs = atUs
     const incarnation = this.incarnation
@@ -585,7 +451,7 @@ export class SimulatedReplica {
       if (this.core !== core || this.incarnation !== incarnation || this.#timerAtUs !== atUs) return
       this.#timerAtUs = Number.POSITIVE_INFINITY
       if (this.paused) return
-      if (this.core.nextTickMs > this.#clockMs()) this.#arm()
+      if (this.core.nextTickMs > this.#clock.nowMs) this.#arm()
       else this.#cycle()
     })
   }

@@ -15,7 +15,8 @@ import type { DiskModel, DiskObserver } from './log-disk.js'
 import { SimulatedLogDisk } from './log-disk.js'
 import { SimulatedNetwork } from './network.js'
 import { drawPlan, type SimulationPlan } from './plan.js'
-import { type HostModel, type ReplicaEnvironment, SimulatedReplica } from './replica.js'
+import { SimulatedReplica } from './replica.js'
+import type { FailedOutcome, HostModel, ReadOutcome, ReplicaEnvironment } from './replica-environment.js'
 import { describeMessage, Trace } from './trace.js'
 import { Workload, type WorkloadCounts } from './workload.js'
 
@@ -66,6 +67,10 @@ export interface SimulationResult {
 
 /** A run that takes more events than this is wedged. */
 const maxSteps = 5_000_000
+
+function wedged(): InvariantViolation {
+  return new InvariantViolation('R19', `${maxSteps} events, and no end`)
+}
 
 class Simulation implements ReplicaEnvironment {
   readonly queue = new EventQueue()
@@ -130,14 +135,14 @@ class Simulation implements ReplicaEnvironment {
   }
 
   transmit(message: Message): void {
-    this.tracer.event(message.from, 'send', message.term, this.network.bytes, () => describeMessage(message))
+    this.tracer.event(message.from, 'send', message.term, this.network.bytes, describeMessage, message)
     this.network.send(message)
   }
 
   #deliver(message: Message): void {
     const replica = this.#byId.get(message.to) as SimulatedReplica
     if (!replica.up) return
-    this.tracer.event(message.to, 'receive', message.term, 0, () => describeMessage(message))
+    this.tracer.event(message.to, 'receive', message.term, 0, describeMessage, message)
     replica.receive(message)
   }
 
@@ -145,7 +150,7 @@ class Simulation implements ReplicaEnvironment {
 
   applied(): void {}
 
-  proposalEnded(_replica: SimulatedReplica, commandId: number, outcome: 'refused' | 'lost' | 'unknown'): void {
+  proposalEnded(_replica: SimulatedReplica, commandId: number, outcome: FailedOutcome): void {
     this.workload.ended(commandId, outcome)
   }
 
@@ -154,9 +159,15 @@ class Simulation implements ReplicaEnvironment {
     this.workload.acknowledged(replica, commandId, index)
   }
 
-  readEnded(replica: SimulatedReplica, readId: number, outcome: 'confirmed' | 'refused' | 'unknown', index: number): void {
+  readEnded(replica: SimulatedReplica, readId: number, outcome: ReadOutcome, index: number): void {
     this.tracer.event(replica.id, 'read', readId, index, () => `${readId} ${outcome}${outcome === 'confirmed' ? ` at ${index}` : ''}`)
     this.workload.readEnded(replica, readId, outcome, index)
+  }
+
+  #runFor(durationUs: number): void {
+    const { queue } = this
+    const limitUs = queue.nowUs + Math.floor(durationUs)
+    while (queue.runNext(limitUs)) if (queue.steps > maxSteps) throw wedged()
   }
 
   /** Runs until the condition holds or the time has passed; tells whether it holds. */
@@ -165,14 +176,14 @@ class Simulation implements ReplicaEnvironment {
     for (;;) {
       if (condition()) return true
       if (!this.queue.runNext(limitUs)) return condition()
-      if (this.queue.steps > maxSteps) throw new InvariantViolation('R19', `${maxSteps} events, and no end`)
+      if (this.queue.steps > maxSteps) throw wedged()
     }
   }
 
   run(): void {
     for (const replica of this.replicas) replica.start()
     const injector = new FaultInjector(this)
-    this.runUntil(() => false, this.plan.faultyUs)
+    this.#runFor(this.plan.faultyUs)
     this.workload.stop()
     injector.stop()
     new Healing(this).run()

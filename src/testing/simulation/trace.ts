@@ -44,11 +44,15 @@ export class Trace {
     return (this.#hash >>> 0).toString(16).padStart(8, '0')
   }
 
-  event(id: string, event: string, a: number, b: number, detail: () => string): void {
+  /** Records an event: two numbers of it go into the hash; `detail(subject)` is only called when somebody reads the lines. */
+  event<S>(id: string, event: string, a: number, b: number, detail: (subject: S) => string, subject: S): void
+  event(id: string, event: string, a: number, b: number, detail: () => string): void
+  event<S>(id: string, event: string, a: number, b: number, detail: (subject?: S) => string, subject?: S): void {
     let hash = mixHash(this.#hash, this.#queue.nowUs)
     for (let position = 0; position < id.length; position++) hash = Math.imul(hash ^ id.charCodeAt(position), 0x01000193)
     for (let position = 0; position < event.length; position++) hash = Math.imul(hash ^ event.charCodeAt(position), 0x01000193)
     this.#hash = mixHash(mixHash(hash, a), b)
-    if (this.#line !== undefined) this.#line(`${(this.#queue.nowUs / 1e6).toFixed(6).padStart(12)}  ${id.padEnd(3)} ${event.padEnd(13)} ${detail()}`)
+    if (this.#line !== undefined)
+      this.#line(`${(this.#queue.nowUs / 1e6).toFixed(6).padStart(12)}  ${id.padEnd(3)} ${event.padEnd(13)} ${detail(subject)}`)
   }
 }

@@ -7,9 +7,10 @@ import type { Entry } from '../../raft/types.js'
 import { EntryKind } from '../../raft/types.js'
 import type { SeededRandom } from '../seeded-random.js'
 import type { EventQueue } from './event-queue.js'
-import type { InvariantChecker } from './invariants.js'
+import { type InvariantChecker, InvariantViolation } from './invariants.js'
 import type { SimulationPlan } from './plan.js'
 import type { SimulatedReplica } from './replica.js'
+import type { FailedOutcome, ReadOutcome } from './replica-environment.js'
 
 /** The number of the command that an entry holds; undefined when it holds none. */
 export function commandIdOf(entry: Entry): number | undefined {
@@ -58,6 +59,8 @@ export class Workload {
   }
   readonly #environment: WorkloadEnvironment
   readonly #open = new Set<number>()
+  /** Commands of which clients were told that they have no effect. */
+  readonly #never = new Set<number>()
   readonly #readFloors = new Map<number, number>()
   #nextId = 1
   #stopped = false
@@ -125,16 +128,30 @@ export class Workload {
     this.#environment.checker.acknowledge(replica.id, commandId, index)
   }
 
-  ended(commandId: number, outcome: 'refused' | 'lost' | 'unknown'): void {
+  ended(commandId: number, outcome: FailedOutcome): void {
     this.#close(commandId)
     this.counts[outcome]++
+    if (outcome !== 'unknown') this.#never.add(commandId)
+  }
+
+  /** At the end, over the log that all replicas share: no command twice, and none of those that clients were told had no effect. */
+  checkFinal(entries: readonly Entry[]): void {
+    const seen = new Set<number>()
+    for (const entry of entries) {
+      const commandId = commandIdOf(entry)
+      if (commandId === undefined) continue
+      if (this.#never.has(commandId))
+        throw new InvariantViolation('K4', `command ${commandId} is in the log at ${entry.index}, but its client was told that it is not`)
+      if (seen.has(commandId)) throw new InvariantViolation('K3', `command ${commandId} is in the log twice, the second time at ${entry.index}`)
+      seen.add(commandId)
+    }
   }
 
   #close(commandId: number): void {
     if (!this.#open.delete(commandId)) throw new Error(`command ${commandId} ended twice, or was never proposed`)
   }
 
-  readEnded(replica: SimulatedReplica, readId: number, outcome: 'confirmed' | 'refused' | 'unknown', index: number): void {
+  readEnded(replica: SimulatedReplica, readId: number, outcome: ReadOutcome, index: number): void {
     const floor = this.#readFloors.get(readId)
     if (floor === undefined) throw new Error(`read ${readId} ended twice, or was never asked`)
     this.#readFloors.delete(readId)

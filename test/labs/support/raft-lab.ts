@@ -13,7 +13,8 @@ import { SeededRandom } from '../../../src/testing/seeded-random.js'
 import { EventQueue } from '../../../src/testing/simulation/event-queue.js'
 import { InvariantChecker } from '../../../src/testing/simulation/invariants.js'
 import { SimulatedLogDisk } from '../../../src/testing/simulation/log-disk.js'
-import { type HostModel, type ReplicaEnvironment, SimulatedReplica } from '../../../src/testing/simulation/replica.js'
+import { SimulatedReplica } from '../../../src/testing/simulation/replica.js'
+import type { HostModel, ReplicaEnvironment } from '../../../src/testing/simulation/replica-environment.js'
 import { LabNetwork } from './lab-network.js'
 
 /** The default timers of the product. */
