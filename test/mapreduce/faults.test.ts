@@ -272,8 +272,8 @@ describe('jobs under faults', () => {
     expect(attempts.map(({ attempt, code: own, message, at }) => [attempt, own, message, at])).to.deep.equal(
       [1, 2, 3, 4].map((attempt) => [attempt, 'USER_ERROR', 'RangeError: no luck with map-2', '2 at byte 0']),
     )
-    // Other nodes were tried.
-    expect(new Set(attempts.map(({ nodeId }) => nodeId)).size).to.equal(3)
+    // Another node was tried: one that was free then, so on a busy machine not always each of them.
+    expect(new Set(attempts.map(({ nodeId }) => nodeId)).size).to.be.at.least(2)
     expect(cause).to.be.instanceOf(TaskError)
     expect((cause as TaskError).stack).to.include('steered')
     const retries = events.flatMap((event) => (event.type === 'task-failed' ? [event.willRetryInMs !== undefined] : []))
