@@ -22,7 +22,7 @@ export default defineJob<string, string, string[], IndexParams | null>({
     const document = group === undefined ? key : key.split('/').slice(0, group).join('/')
     // Each word of a document once, however often it is there.
     const seen = new Set<string>()
-    for (const [word] of text.toLowerCase().matchAll(words)) seen.add(word)
+    for (const word of text.toLowerCase().match(words) ?? []) seen.add(word)
     for (const word of seen) emit(word, document)
   },
 

@@ -7,7 +7,7 @@ export default defineJob<string, number>({
   name: 'word-count',
 
   map({ text }, { emit }) {
-    for (const [word] of text.toLowerCase().matchAll(words)) emit(word, 1)
+    for (const word of text.toLowerCase().match(words) ?? []) emit(word, 1)
   },
 
   // Counts are added up where they arise: a word travels once for each piece of input, not once for each time it is there.

@@ -90,10 +90,15 @@ export class ByteBuilder {
     return written
   }
 
-  /** Text whose characters are bytes (0-255). */
-  latin1(text: string): void {
-    this.#reserve(text.length)
-    this.#length += this.#buffer.write(text, this.#length, 'latin1')
+  /** Text that is known to be ASCII. */
+  ascii(text: string): void {
+    const characters = text.length
+    this.#reserve(characters)
+    const buffer = this.#buffer
+    let at = this.#length
+    if (characters <= 48) for (let index = 0; index < characters; index++) buffer[at++] = text.charCodeAt(index)
+    else buffer.write(text, at, 'latin1')
+    this.#length += characters
   }
 
   /** The bytes from `start` on, as a view that the next write may invalidate. */
@@ -124,21 +129,4 @@ export class ByteBuilder {
 /** A copy, also of a Buffer, whose own `slice` gives a view. */
 export function copyBytes(bytes: Uint8Array, start = 0, end = bytes.length): Uint8Array<ArrayBuffer> {
   return Uint8Array.from(bytes.subarray(start, end))
-}
-
-/** The order of two texts by their UTF-8 bytes; JavaScript's own order is by UTF-16 units, which differs where surrogates are involved. */
-export function compareTextByBytes(left: string, right: string): number {
-  const length = Math.min(left.length, right.length)
-  for (let index = 0; index < length; index++) {
-    const a = left.charCodeAt(index)
-    const b = right.charCodeAt(index)
-    if (a !== b) return rank(a) - rank(b)
-  }
-  return left.length - right.length
-}
-
-/** Lifts surrogates, which stand for code points over U+FFFF, above the rest of the plane. */
-function rank(unit: number): number {
-  if (unit < 0xd800) return unit
-  return unit >= 0xe000 ? unit - 0x800 : unit + 0x2000
 }

@@ -14,12 +14,13 @@ import { toBytes } from '../base/bytes.js'
 import { InvalidArgumentError, OverloadedError, QuorateError, UnavailableError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { KV } from '../engine/kv.js'
-import type { MessengerFace, Sender } from '../transport/messenger.js'
+import type { Sender } from '../transport/messenger.js'
 import { copyBytes } from './byte-builder.js'
 import { collectPart } from './collect.js'
 import { type AttemptRecord, JobFailedError, TaskError } from './errors.js'
 import type { JobEvent } from './events.js'
 import { type CheckedOptions, type JobResult, StatsCollector } from './job-options.js'
+import type { JobMessenger } from './loopback.js'
 import { type Member, Members } from './members.js'
 import type { Sink } from './output.js'
 import { endRequest, limits, Method, type Outcome, type Report, type TaskWork, taskReply, taskRequest } from './protocol.js'
@@ -40,7 +41,7 @@ export interface CoordinatorTiming {
 export interface CoordinatorOptions {
   readonly jobId: string
   readonly job: CheckedOptions
-  readonly messenger: MessengerFace
+  readonly messenger: JobMessenger
   readonly kv: KV
   readonly peers: () => readonly PeerAddress[]
   readonly runtime: Runtime

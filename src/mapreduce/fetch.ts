@@ -10,8 +10,8 @@ import PQueue from 'p-queue'
 import { InvalidArgumentError, OverloadedError, QuorateError, UnavailableError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { KV } from '../engine/kv.js'
-import type { MessengerFace } from '../transport/messenger.js'
 import { ByteBuilder } from './byte-builder.js'
+import type { JobMessenger } from './loopback.js'
 import { inputRequest, limits, Method, type ReadItem, type RunReference, readRequest } from './protocol.js'
 import { sleep } from './sleep.js'
 import type { ReduceRun } from './task.js'
@@ -39,7 +39,7 @@ export class LostMapError extends QuorateError {
 }
 
 export interface FetchContext {
-  readonly messenger: MessengerFace
+  readonly messenger: JobMessenger
   readonly runtime: Runtime
   readonly signal: AbortSignal
 }

@@ -17,8 +17,9 @@ import { Buffer } from 'node:buffer'
 import { crc32 } from 'node:zlib'
 import { fnv1a } from '../base/bytes.js'
 import { InvalidArgumentError } from '../base/errors.js'
-import { ByteBuilder, compareTextByBytes } from './byte-builder.js'
+import { ByteBuilder } from './byte-builder.js'
 import type { AnyJob, JobKey } from './job.js'
+import { orderOfBytes, orderOfText } from './key-order.js'
 import { StringTable } from './string-table.js'
 import { writeValue } from './value-codec.js'
 
@@ -54,6 +55,8 @@ export class MapBuffer {
   readonly #bytesAsKeys: boolean
   readonly #values: GroupedValues
   readonly #runs: ByteBuilder[] = []
+  /** The run that the group being written belongs to. */
+  #run: ByteBuilder
   #table = new StringTable()
   /** The groups by the strings of `#table`, where those had to be made well-formed. */
   #slots: readonly number[] | undefined
@@ -70,6 +73,7 @@ export class MapBuffer {
     this.#bytesAsKeys = options.job.keys === 'bytes'
     this.#values = options.job.combine === undefined ? new ListedValues() : new CombinedValues(options.job.combine, this.#bytesAsKeys)
     for (let part = 0; part < options.partitions; part++) this.#runs.push(new ByteBuilder())
+    this.#run = this.#runs[0] as ByteBuilder
     this.emit = this.#bytesAsKeys ? (key, value) => this.#add(bytesKey(key), value) : (key, value) => this.#add(key, value)
   }
 
@@ -105,41 +109,47 @@ export class MapBuffer {
   /** Makes a segment of what is held, if anything. */
   flush(): void {
     if (this.#table.size === 0) return
-    if (!this.#writeGroups([...this.#table.keys].sort())) {
-      // Some key has surrogates: order by code points, which is the order of the UTF-8 bytes.
+    if (!this.#writeGroups()) {
       this.#joinIllFormedKeys()
-      this.#writeGroups([...this.#table.keys].sort(compareTextByBytes), true)
-      this.#slots = undefined
+      this.#writeGroups()
     }
     this.#table = new StringTable()
+    this.#slots = undefined
     this.#room = this.#options.memoryBytes
     this.#values.clear()
     this.#options.onSegment(this.#assemble())
   }
 
-  /** Writes all groups to their runs. Without `anyText`, stops and says false at the first key that UTF-16 order may have misplaced. */
-  #writeGroups(keys: readonly string[], anyText = false): boolean {
-    const { partitions, job } = this.#options
+  /** Writes all groups to their runs. False, and to be started again: some key is not well-formed Unicode. */
+  #writeGroups(): boolean {
+    const { keys } = this.#table
+    const order = this.#bytesAsKeys ? orderOfBytes(keys) : orderOfText(keys)
     for (const run of this.#runs) run.reset()
-    const scratch = new ByteBuilder()
-    for (const key of keys) {
-      scratch.reset()
-      if (this.#bytesAsKeys) {
-        scratch.latin1(key)
-      } else {
-        const length = scratch.utf8(key)
-        if (length !== key.length && !anyText && hasSurrogate(key)) return false
-      }
-      const keyBytes = scratch.view()
-      if (keyBytes.length > maxKeyBytes) throw new InvalidArgumentError(`emit: a key of more than ${maxKeyBytes} bytes`, 'KEY_TOO_LARGE')
-      const part = job.partition === undefined ? fnv1a(keyBytes) % partitions : this.#choosePart(key)
-      const run = this.#runs[part] as ByteBuilder
-      run.varint(keyBytes.length)
-      run.raw(keyBytes)
-      const slot = this.#table.slotFor(key)
-      this.#values.write(this.#slots === undefined ? slot : (this.#slots[slot] as number), run)
+    for (const place of order) {
+      const key = keys[place] as string
+      if (!this.#bytesAsKeys && !isAscii(key)) {
+        if (loneSurrogate.test(key)) return false
+        this.#writeKey(key, Buffer.from(key))
+      } else if (this.#bytesAsKeys && !isAscii(key)) this.#writeKey(key, Buffer.from(key, 'latin1'))
+      else this.#writeAsciiKey(key)
+      this.#values.write(this.#slots === undefined ? place : (this.#slots[place] as number), this.#run)
     }
     return true
+  }
+
+  #writeAsciiKey(key: string): void {
+    const { partitions, job } = this.#options
+    this.#run = this.#runs[job.partition === undefined ? fnv1aOfAscii(key) % partitions : this.#choosePart(key)] as ByteBuilder
+    this.#run.varint(key.length)
+    this.#run.ascii(key)
+  }
+
+  #writeKey(key: string, keyBytes: Uint8Array): void {
+    if (keyBytes.length > maxKeyBytes) throw new InvalidArgumentError(`emit: a key of more than ${maxKeyBytes} bytes`, 'KEY_TOO_LARGE')
+    const { partitions, job } = this.#options
+    this.#run = this.#runs[job.partition === undefined ? fnv1a(keyBytes) % partitions : this.#choosePart(key)] as ByteBuilder
+    this.#run.varint(keyBytes.length)
+    this.#run.raw(keyBytes)
   }
 
   #choosePart(key: string): number {
@@ -190,12 +200,19 @@ function bytesKey(key: JobKey): string {
   return Buffer.from(key.buffer, key.byteOffset, key.byteLength).toString('latin1')
 }
 
-function hasSurrogate(text: string): boolean {
-  for (let index = 0; index < text.length; index++) {
-    const unit = text.charCodeAt(index)
-    if (unit >= 0xd800 && unit <= 0xdfff) return true
-  }
-  return false
+/** With the `u` flag a pair of surrogates is one character, so that this finds only those alone. */
+const loneSurrogate = /\p{Surrogate}/u
+
+function isAscii(key: string): boolean {
+  for (let index = 0; index < key.length; index++) if (key.charCodeAt(index) > 0x7f) return false
+  return true
+}
+
+/** `fnv1a` of the bytes of a text that is ASCII. */
+function fnv1aOfAscii(key: string): number {
+  let hash = 0x811c9dc5
+  for (let index = 0; index < key.length; index++) hash = Math.imul(hash ^ key.charCodeAt(index), 0x01000193)
+  return hash >>> 0
 }
 
 /** The values of each key; a slot is a key's number. */

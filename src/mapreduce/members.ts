@@ -1,12 +1,12 @@
 /**
  * Members: the nodes that may work for a job, as its coordinator sees them: which have the job, how many threads they have, which are lost.
  *
- * Invariants: 1. a node that has not answered for `nodeTimeoutMs`, or answers as another incarnation, is lost; nothing it did in that session counts after;
+ * Invariants: 1. a node that has not answered for `nodeTimeoutMs` and several heartbeats, or answers as another incarnation, is lost; nothing it did in that session counts after;
  * 2. a lost node is asked on, and comes back in a new session when it answers; 3. peers that join while the job runs are used.
  */
 import { QuorateError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
-import type { MessengerFace } from '../transport/messenger.js'
+import type { JobMessenger } from './loopback.js'
 import { beatReply, beatRequest, describeReply, describeRequest, Method } from './protocol.js'
 import type { AttemptName } from './task-outputs.js'
 import type { JobDescription } from './thread.js'
@@ -21,6 +21,8 @@ export interface Member {
   incarnation: string
   session: number
   lastHeardMs: number
+  /** Heartbeats without an answer since then. */
+  missed: number
   /** Attempts given to it in this session that have not ended. */
   running: number
   /** After it refused for now. */
@@ -30,7 +32,7 @@ export interface Member {
 }
 
 export interface MembersOptions {
-  readonly messenger: MessengerFace
+  readonly messenger: JobMessenger
   readonly runtime: Runtime
   readonly peers: () => readonly PeerAddress[]
   readonly jobId: string
@@ -43,6 +45,8 @@ export interface MembersOptions {
   /** What a node says that it works on; `askedMs`: when it was asked. */
   readonly onAttempts: (member: Member, attempts: readonly AttemptName[], askedMs: number) => void
 }
+
+const missedBeats = 3
 
 export class Members {
   readonly #options: MembersOptions
@@ -105,6 +109,7 @@ export class Members {
         incarnation: '',
         session,
         lastHeardMs: 0,
+        missed: 0,
         running: 0,
         notBeforeMs: 0,
         problem: undefined,
@@ -137,6 +142,7 @@ export class Members {
       const reply = describeReply.decode(await messenger.request(member.address, Method.describe, describeRequest.encode({ job }), { timeoutMs }))
       if (this.#closed || this.#members.get(member.id) !== member) return
       member.lastHeardMs = runtime.nowMs()
+      member.missed = 0
       member.incarnation = reply.incarnation
       member.workers = reply.workers
       if (reply.job === undefined || reply.workers === 0) {
@@ -167,14 +173,18 @@ export class Members {
       if (member.session === session) onAttempts(member, reply.attempts, askedMs)
     } catch {
       if (this.#closed || member.session !== session) return
-      if (member.state === 'usable' && runtime.nowMs() - member.lastHeardMs >= nodeTimeoutMs) this.lose(member)
+      // Several, so that a stall of this process, after which all timers come at once, is not taken for a death of the other.
+      if (++member.missed >= missedBeats && runtime.nowMs() - member.lastHeardMs >= nodeTimeoutMs) this.lose(member)
     }
   }
 
   /** A node has answered. */
   heard(member: Member, incarnation: string): void {
     if (incarnation !== member.incarnation) this.lose(member)
-    else member.lastHeardMs = this.#options.runtime.nowMs()
+    else {
+      member.lastHeardMs = this.#options.runtime.nowMs()
+      member.missed = 0
+    }
   }
 
   /** Gives a node up for this session. */

@@ -18,6 +18,7 @@ import { runInline } from './inline.js'
 import { isJobName } from './job.js'
 import { JobHandle } from './job-handle.js'
 import { type CheckedOptions, checkOptions, type JobOptions, type JobResult } from './job-options.js'
+import { Loopback } from './loopback.js'
 import type { JobOutput, Sink } from './output.js'
 import { ArraySink } from './output-array.js'
 import { type ClaimTiming, defaultClaimTiming } from './output-claim.js'
@@ -82,6 +83,7 @@ export class JobRunner {
   readonly #runtime: Runtime
   readonly #timing: JobTiming
   readonly #folder: string
+  readonly #messenger: Loopback
   readonly #service: WorkerService
   readonly #jobs = new Map<string, RunningJob>()
   readonly #cleared: Promise<void>
@@ -102,7 +104,9 @@ export class JobRunner {
     this.#folder = join(options.temporaryFolder, 'quorate-jobs', `node-${encodeURIComponent(options.nodeId)}`)
     this.#cleared = clearFolder(this.#folder)
     this.#cleared.catch(() => {})
-    const { messenger, kv, nodeId, peers } = options
+    const { kv, nodeId, peers } = options
+    const messenger = new Loopback(options.messenger, nodeId)
+    this.#messenger = messenger
     this.#service = new WorkerService({
       ...{ messenger, kv, nodeId, peers, jobs, workers, folder: join(this.#folder, 'tasks'), runtime: this.#runtime },
       incarnation: Buffer.from(this.#runtime.randomBytes(8)).toString('hex'),
@@ -185,7 +189,7 @@ export class JobRunner {
   }
 
   #runEngine(jobId: string, job: CheckedOptions, events: JobEvents, signal: AbortSignal): Promise<JobResult> {
-    const { messenger, kv, nodeId, peers, jobs = {} } = this.#options
+    const { kv, nodeId, peers, jobs = {} } = this.#options
     const folder = join(this.#folder, 'coordinated', jobId)
     const shared = {
       ...{ jobId, job, kv, folder, runtime: this.#runtime },
@@ -198,7 +202,7 @@ export class JobRunner {
       if (url === undefined) throw new InvalidArgumentError(`this node has no job ${job.job}`, 'UNKNOWN_JOB')
       return runInline({ ...shared, url, nodeId, taskMemoryBytes: this.#options.taskMemoryBytes ?? 64 * 1024 * 1024 }, signal)
     }
-    const coordinator = new Coordinator({ ...shared, messenger, peers, timing: this.#timing })
+    const coordinator = new Coordinator({ ...shared, messenger: this.#messenger, peers, timing: this.#timing })
     const running = this.#jobs.get(jobId)
     if (running !== undefined) running.coordinator = coordinator
     return coordinator.run(signal)

@@ -2,7 +2,7 @@
  * WorkerJob: what a node keeps of one job that it works for: which coordinator it belongs to, its attempts and their outputs.
  *
  * Invariants: 1. a job belongs to the node that named it first; 2. a message of an older session is refused, one of a newer session ends all that
- * was done in the older; 3. a job that hears nothing of its coordinator for `leaseMs` is over; 4. after `close` nothing of it is left on this node.
+ * was done in the older; 3. a job that hears nothing of its coordinator for long is over; 4. after `close` nothing of it is left on this node.
  */
 import { QuorateError } from '../base/errors.js'
 import type { Sender } from '../transport/messenger.js'
@@ -21,7 +21,8 @@ export class WorkerJob {
   /** Where in the store the coordinator writes. */
   readonly outputPrefix: Uint8Array | undefined
   session: number
-  lastHeardMs: number
+  #lastHeardMs: number
+  #overdue = 0
   readonly #attempts = new Map<string, RunningAttempt>()
   #closed = false
   #clearing: Promise<void> = Promise.resolve()
@@ -38,7 +39,7 @@ export class WorkerJob {
     this.id = options.id
     this.coordinator = options.coordinator
     this.session = options.session
-    this.lastHeardMs = options.nowMs
+    this.#lastHeardMs = options.nowMs
     this.outputPrefix = options.outputPrefix
     this.outputs = new TaskOutputs(options.folder, options.budget)
   }
@@ -60,11 +61,18 @@ export class WorkerJob {
   hear(from: Sender, session: number | undefined, nowMs: number): void {
     if (from.nodeId !== this.coordinator.nodeId) throw new QuorateError('NOT_COORDINATOR', `job ${this.id} is another node's`, false)
     if (session !== undefined && session < this.session) throw new QuorateError('STALE_SESSION', `job ${this.id} is in a later session`, false)
-    this.lastHeardMs = nowMs
+    this.#lastHeardMs = nowMs
+    this.#overdue = 0
     if (session !== undefined && session > this.session) {
       this.session = session
       this.#clearing = this.#clear(new QuorateError('STALE_SESSION', 'the coordinator gave this node up meanwhile', false))
     }
+  }
+
+  /** Looked at from time to time: whether the coordinator is given up. Not at the first look that finds it overdue: after a stall of this process its messages wait to be read. */
+  isAbandoned(nowMs: number, timeoutMs: number): boolean {
+    if (nowMs - this.#lastHeardMs < timeoutMs) return false
+    return ++this.#overdue > 1
   }
 
   /** Starts an attempt, once. `run` must not throw. */

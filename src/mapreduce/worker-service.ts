@@ -9,9 +9,10 @@ import { join } from 'node:path'
 import { ClosedError, InvalidArgumentError, OverloadedError, QuorateError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { KeyLike, KV } from '../engine/kv.js'
-import type { MessengerFace, Sender } from '../transport/messenger.js'
+import type { Sender } from '../transport/messenger.js'
 import { copyBytes } from './byte-builder.js'
 import { fetchRuns, fetchSplit, LostMapError, scanRange } from './fetch.js'
+import type { JobMessenger } from './loopback.js'
 import { type ClaimTiming, discardDeadOutput } from './output-claim.js'
 import {
   beatReply,
@@ -42,7 +43,7 @@ export interface PeerAddress {
 }
 
 export interface WorkerServiceOptions {
-  readonly messenger: MessengerFace
+  readonly messenger: JobMessenger
   readonly kv: KV
   readonly nodeId: string
   readonly peers: () => readonly PeerAddress[]
@@ -328,7 +329,7 @@ export class WorkerService {
     this.#cancelWatch = runtime.schedule(coordinatorTimeoutMs / 3, () => {
       const nowMs = runtime.nowMs()
       for (const job of this.#jobs.values()) {
-        if (job.closed || nowMs - job.lastHeardMs < coordinatorTimeoutMs) continue
+        if (job.closed || !job.isAbandoned(nowMs, coordinatorTimeoutMs)) continue
         this.#background(this.#end(job.id, new ClosedError('nothing was heard of the coordinator')))
         if (job.outputPrefix !== undefined) this.#discardOutput(job.outputPrefix, job.id)
       }

@@ -62,7 +62,7 @@ describe('the engine', () => {
 
     it('from a store and from a list', async () => {
       cluster = await TestCluster.start({ nodes: 3, workers: 1 })
-      const documents = makeDocuments(22, 30, 2000)
+      const documents = makeDocuments(22, 200, 300)
       for (const { key, text } of documents) await cluster.first.kv.put(`doc/${key}`, text)
       await cluster.first.kv.put('doc', 'not this')
       await cluster.first.kv.put('dod', 'nor this')
@@ -75,7 +75,7 @@ describe('the engine', () => {
         for (const input of [fromKv({ prefix: 'doc/' }), fromItems(named.map(({ key, text: value }) => ({ key, value })))]) {
           for (const engine of ['threads', 'inline'] as const) {
             const out = join(cluster.folder, `out-${name}-${input.kind}-${engine}`)
-            await cluster.first.runner.run({ job: name, input, output: toFolder(out), reducers: 3, splitBytes: 5000, engine }).result()
+            await cluster.first.runner.run({ job: name, input, output: toFolder(out), reducers: 3, splitBytes: 1000, engine }).result()
             expect((await readParts(out)).parts, `${name} ${input.kind} ${engine}`).to.deep.equal(expected)
           }
         }

@@ -16,6 +16,7 @@ import {
   toFolder,
   toKv,
 } from '../../src/mapreduce/index.js'
+import { Method, reportReply, reportRequest } from '../../src/mapreduce/protocol.js'
 import { networkPresets } from '../../src/transport/memory.js'
 import { type ClusterOptions, jobs, readParts, TestCluster, type TestNode, watch } from './cluster.js'
 import { makeDocuments, runSequentially, toRecords } from './sequential.js'
@@ -127,6 +128,48 @@ describe('jobs under faults', () => {
     })
   }
 
+  it('M7, hazard w3: answers reports of attempts that count no more, of other nodes and sessions, as stale, and repeated ones as accepted', async () => {
+    await start({ nodes: 3, ...withoutWorkers })
+    const job = runOn(['map-1', 'map-3'])
+    const events = record(job)
+    await begun('map-1-1')
+    await until('another map is done', () => events.some(({ type }) => type === 'task-finished'))
+    const holder = nodeOf(events, 'map-1')
+    const done = events.find(({ type }) => type === 'task-finished')
+    const report = async (from: TestNode, changes: object): Promise<string> => {
+      const outcome = { kind: 'mapped', segments: [], inputBytes: 1, records: 1, pairs: 0, spilledBytes: 0, next: undefined, counters: [] } as const
+      const payload = reportRequest.encode({ jobId: job.jobId, session: 1, kind: 'map', taskId: 1, attempt: 1, outcome, ...changes })
+      return reportReply.decode(await from.messenger.request(node(0).messenger.address, Method.report, payload)).answer
+    }
+    const other = cluster.nodes.find((candidate) => candidate !== holder && candidate !== node(0)) as TestNode
+    expect(await report(holder, { attempt: 2 })).to.equal('stale')
+    expect(await report(holder, { session: 2 })).to.equal('stale')
+    expect(await report(other, {})).to.equal('stale')
+    expect(await report(holder, { taskId: 99 })).to.equal('stale')
+    expect(await report(holder, { kind: 'reduce' })).to.equal('stale')
+    expect(await report(holder, { jobId: 'f'.repeat(32) })).to.equal('unknown')
+    if (done?.type !== 'task-finished') throw new Error('not done')
+    const again = cluster.nodes.find(({ id }) => id === done.nodeId) as TestNode
+    expect(await report(again, { taskId: Number(done.taskId.slice(4)) })).to.equal('accepted')
+    // A report that does not fit the job is refused, and harms nobody.
+    const misfit = report(holder, {
+      outcome: {
+        kind: 'mapped',
+        segments: [{ lengths: [1], checksums: [1] }],
+        inputBytes: 1,
+        records: 1,
+        pairs: 0,
+        spilledBytes: 0,
+        next: undefined,
+        counters: [],
+      },
+    })
+    expect(await thrown(misfit)).to.be.instanceOf(InvalidArgumentError)
+    await open('map-1')
+    await open('map-3')
+    expect([...(await job.result()).output.pairs].sort()).to.deep.equal(counts)
+  })
+
   it('a node that restarts in the middle, at another address, is used again', async () => {
     await start({ nodes: 2, ...withoutWorkers })
     const job = runOn(['map-0'])
@@ -160,9 +203,12 @@ describe('jobs under faults', () => {
       }
       expect(damaged).to.equal(3)
       await open('map-3')
-      const { output, stats } = await job.result()
+      const { output, stats, counters } = await job.result()
       expect([...output.pairs].sort()).to.deep.equal(counts)
       expect(stats.retried).to.be.at.least(1)
+      // What ran again is counted once.
+      expect(counters).to.deep.equal({ records: items.length })
+      expect(stats.inputRecords).to.equal(items.length)
       const finished = events.flatMap((event) =>
         event.type === 'task-finished' && event.taskId !== 'map-3' && event.taskId.startsWith('map') ? [event.taskId] : [],
       )
@@ -265,7 +311,12 @@ describe('jobs under faults', () => {
 
   it('hazard w6: code that always throws: the first cause, where, and every attempt', async () => {
     await start({ nodes: 3 })
-    const { events, error } = await watch(runOn([], { params: { folder, faults: { 'map-2': 'throw' } } }))
+    const gates = ['map-0', 'map-1', 'map-2-1']
+    const watched = watch(runOn([], { params: { folder, gates, faults: { 'map-2': 'throw' } } }))
+    // Each on a node of its own, so that all are known.
+    for (const gate of ['map-0-1', 'map-1-1', 'map-2-1']) await begun(gate)
+    for (const gate of gates) await open(gate)
+    const { events, error } = await watched
     expect(error).to.be.instanceOf(JobFailedError)
     const { code, taskId, attempts, cause } = error as JobFailedError
     expect([code, taskId]).to.deep.equal(['TASK_FAILED', 'map-2'])
@@ -317,7 +368,7 @@ describe('jobs under faults', () => {
   describe('cancelled', () => {
     for (const phase of ['map-1', 'reduce-1']) {
       it(`in ${phase}: everything stops and is removed, everywhere`, async () => {
-        await start({ nodes: 3 })
+        await start({ nodes: 3, options: () => ({ outputMemoryBytes: 0 }) })
         const out = join(cluster.folder, 'out')
         const job = node(0).runner.run({ ...steered, input: fromItems(items), output: toFolder(out), params: { folder, gates: [phase] } })
         const watched = watch(job)
