@@ -11,20 +11,21 @@ import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import PQueue from 'p-queue'
 import { toBytes } from '../base/bytes.js'
-import { InvalidArgumentError, OverloadedError, QuorateError, UnavailableError } from '../base/errors.js'
+import { ClosedError, InvalidArgumentError, QuorateError, UnavailableError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { KV } from '../engine/kv.js'
 import type { Sender } from '../transport/messenger.js'
 import { copyBytes } from './byte-builder.js'
 import { collectPart } from './collect.js'
+import { Dispatcher } from './dispatcher.js'
 import { type AttemptRecord, JobFailedError, TaskError } from './errors.js'
 import type { JobEvent } from './events.js'
 import { type CheckedOptions, type JobResult, StatsCollector } from './job-options.js'
 import type { JobMessenger } from './loopback.js'
 import { type Member, Members } from './members.js'
 import type { Sink } from './output.js'
-import { endRequest, limits, Method, type Outcome, type Report, type TaskWork, taskReply, taskRequest } from './protocol.js'
-import { sharedController, sleep } from './sleep.js'
+import { endRequest, limits, Method, type Outcome, type Report, type TaskRequest, type TaskWork } from './protocol.js'
+import { sharedController } from './sleep.js'
 import type { InputPlan, PlanOptions } from './splits.js'
 import type { AttemptName } from './task-outputs.js'
 import { type Attempt, type MapTask, type ReduceTask, type Task, TaskTable, taskName } from './task-table.js'
@@ -61,6 +62,7 @@ export class Coordinator {
   readonly #options: CoordinatorOptions
   readonly #runtime: Runtime
   readonly #members: Members
+  readonly #dispatcher: Dispatcher
   readonly #stats = new StatsCollector()
   readonly #collecting = new PQueue({ concurrency: partsCollectedAtOnce })
   readonly #ending = sharedController()
@@ -91,6 +93,19 @@ export class Coordinator {
       onUsable: (member, description) => this.#usable(member, description),
       onLost: (member) => this.#lost(member),
       onAttempts: (member, attempts, askedMs) => this.#compare(member, attempts, askedMs),
+    })
+    this.#dispatcher = new Dispatcher({
+      messenger: options.messenger,
+      runtime: options.runtime,
+      members: this.#members,
+      heartbeatMs: options.timing.heartbeatMs,
+      nodeTimeoutMs: options.timing.nodeTimeoutMs,
+      signal: this.#ending.signal,
+      onAccepted: (task, attempt) => this.#begun(task, attempt),
+      onRefused: (task) => {
+        this.#table?.giveBack(task, 0)
+        this.#schedule()
+      },
     })
   }
 
@@ -253,13 +268,11 @@ export class Coordinator {
     }
     const nowMs = this.#runtime.nowMs()
     for (const task of table.runnable(nowMs)) {
-      const member = this.#choose(task, nowMs)
+      const member = this.#dispatcher.choose(task, nowMs)
       if (member === undefined) break
       const attempt = table.start(task, member.id, member.session, nowMs)
       member.running++
-      this.#stats.attempts++
-      this.#options.emit({ type: 'task-started', taskId: taskName(task), attempt: attempt.number, nodeId: member.id })
-      void this.#send(task, attempt, member)
+      void this.#dispatcher.send(task, attempt, member, this.#requestFor(task, attempt))
     }
     this.#cancelWake()
     let delayMs = table.nextDelayMs(nowMs)
@@ -267,29 +280,11 @@ export class Coordinator {
     if (delayMs !== undefined && Number.isFinite(delayMs)) this.#cancelWake = this.#runtime.schedule(delayMs, () => this.#schedule())
   }
 
-  /** The node with the most room, of those on which the task has not failed if there is one. */
-  #choose(task: Task, nowMs: number): Member | undefined {
-    const failedOn = new Set(task.history.map(({ nodeId }) => nodeId))
-    let best: Member | undefined
-    let bestRank = Number.POSITIVE_INFINITY
-    for (const member of this.#members.all) {
-      if (member.state !== 'usable' || member.running >= member.workers || member.notBeforeMs > nowMs) continue
-      const rank = member.running / member.workers + (failedOn.has(member.id) ? 1 : 0)
-      if (rank < bestRank) {
-        best = member
-        bestRank = rank
-      }
-    }
-    return best
-  }
-
-  /** Brings an attempt to its node; again, until the node has it or is lost. */
-  async #send(task: Task, attempt: Attempt, member: Member): Promise<void> {
-    const { jobId, job, messenger, timing } = this.#options
-    const { session } = member
-    const payload = taskRequest.encode({
+  #requestFor(task: Task, attempt: Attempt): TaskRequest {
+    const { jobId, job } = this.#options
+    return {
       jobId,
-      session,
+      session: attempt.session,
       taskId: task.id,
       attempt: attempt.number,
       job: job.job,
@@ -297,34 +292,15 @@ export class Coordinator {
       timeoutMs: job.taskTimeoutMs,
       outputPrefix: job.output.kind === 'kv' ? toBytes(job.output.prefix) : undefined,
       work: this.#workOf(task),
-    })
-    const isCurrent = (): boolean => !this.#ending.signal.aborted && task.current === attempt && task.state === 'running'
-    while (isCurrent()) {
-      try {
-        const reply = await messenger.request(member.address, Method.task, payload, { timeoutMs: timing.nodeTimeoutMs, signal: this.#ending.signal })
-        if (!isCurrent()) return
-        attempt.acknowledgedMs = this.#runtime.nowMs()
-        this.#members.heard(member, taskReply.decode(reply).incarnation)
-        return
-      } catch (error) {
-        if (!isCurrent()) return
-        if (error instanceof UnavailableError) {
-          await sleep(this.#runtime, timing.heartbeatMs / 4, this.#ending.signal).catch(() => {})
-          continue
-        }
-        if (error instanceof OverloadedError) {
-          // Not for now, and not this attempt's fault.
-          member.running--
-          member.notBeforeMs = this.#runtime.nowMs() + timing.heartbeatMs / 2
-          this.#table?.giveBack(task, 0)
-          this.#schedule()
-        } else {
-          // It has ended the job by itself, or has been started anew without it: what it had is gone.
-          this.#members.lose(member)
-        }
-        return
-      }
     }
+  }
+
+  /** An attempt has begun, as its node's answer or its report shows, whichever comes first. */
+  #begun(task: Task, attempt: Attempt): void {
+    if (attempt.begun) return
+    attempt.begun = true
+    this.#stats.attempts++
+    this.#options.emit({ type: 'task-started', taskId: taskName(task), attempt: attempt.number, nodeId: attempt.nodeId })
   }
 
   #workOf(task: Task): TaskWork {
@@ -350,7 +326,9 @@ export class Coordinator {
     } catch (error) {
       // The input itself is at fault: no other attempt would fare better.
       if (error instanceof InvalidArgumentError) this.#fail(error)
-      throw error
+      if (error instanceof QuorateError) throw error
+      if (this.#ending.signal.aborted) throw new ClosedError('the job is over')
+      throw new UnavailableError(`the input of map-${taskId} cannot be read: ${error instanceof Error ? error.message : String(error)}`)
     }
   }
 
@@ -371,6 +349,7 @@ export class Coordinator {
     if (outcome.kind !== 'failed' && (outcome.kind === 'mapped') !== (task.kind === 'map'))
       throw new InvalidArgumentError('a report of the wrong kind')
     current.reported = true
+    this.#begun(task, current)
     let rest: InputPlan['splits'] = []
     if (outcome.kind === 'mapped' && outcome.next !== undefined) {
       try {

@@ -11,13 +11,13 @@
  * The revision of the claiming write is the job's fencing token.
  */
 import { toBytes } from '../base/bytes.js'
-import { ConditionFailedError, OutcomeUnknownError, QuorateError } from '../base/errors.js'
+import { ConditionFailedError, OutcomeUnknownError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { KeyLike, KV } from '../engine/kv.js'
 import { OutputExistsError } from './errors.js'
 import { afterPrefix } from './plan-keys.js'
 import { choice, fields, integer, Message, optional, text } from './schema.js'
-import { sleep } from './sleep.js'
+import { isPassing, persist, sleep } from './sleep.js'
 
 const generationPattern = /^[0-9a-f]{32}$/
 
@@ -55,6 +55,9 @@ export interface ClaimTiming {
   readonly expiryMs: number
 }
 export const defaultClaimTiming: ClaimTiming = { renewMs: 4000, expiryMs: 15_000 }
+
+/** How long the store may be away before a job gives up its output. */
+export const patienceMs = 60_000
 
 export function manifestKey(prefix: KeyLike): Uint8Array {
   return Buffer.concat([toBytes(prefix), Buffer.from('manifest')])
@@ -100,11 +103,6 @@ async function writeIf(
   }
 }
 
-/** Whether an error says that the store could not be reached for now. */
-export function isPassing(error: unknown): boolean {
-  return error instanceof QuorateError && (error.retryable || error instanceof OutcomeUnknownError)
-}
-
 export interface ClaimOptions {
   readonly kv: KV
   readonly prefix: KeyLike
@@ -134,25 +132,24 @@ export class OutputClaim {
   }
 
   /** Claims the prefix. @throws OutputExistsError when there is an output (unless `overwrite`) or a living job makes one. */
-  static async take(options: ClaimOptions, overwrite: boolean, signal: AbortSignal): Promise<OutputClaim> {
-    const { kv, prefix, generation, nodeId, job } = options
-    for (;;) {
-      const cell = await readManifest(kv, prefix, signal)
-      const { current, claim } = cell.manifest
-      if (current !== undefined && !overwrite) throw new OutputExistsError(`there is an output of job ${current.job} at this prefix`)
-      if (claim !== undefined && !(await claimIsDead(options, cell, signal))) {
-        throw new OutputExistsError(`job ${claim.job} of node ${claim.nodeId} is writing to this prefix`)
-      }
-      const isOurs = (now: ManifestCell): boolean => now.manifest.claim?.generation === generation
-      try {
+  static take(options: ClaimOptions, overwrite: boolean, signal: AbortSignal): Promise<OutputClaim> {
+    const { kv, prefix, generation, nodeId, job, runtime } = options
+    return persist({ runtime, timeoutMs: patienceMs, signal }, async () => {
+      for (;;) {
+        const cell = await readManifest(kv, prefix, signal)
+        const { current, claim } = cell.manifest
+        // Else an earlier try has come through.
+        if (claim?.generation !== generation) {
+          if (current !== undefined && !overwrite) throw new OutputExistsError(`there is an output of job ${current.job} at this prefix`)
+          if (claim !== undefined && !(await claimIsDead(options, cell, signal))) {
+            throw new OutputExistsError(`job ${claim.job} of node ${claim.nodeId} is writing to this prefix`)
+          }
+        }
+        const isOurs = (now: ManifestCell): boolean => now.manifest.claim?.generation === generation
         const taken = await writeIf(kv, prefix, cell, { format: 1, current, claim: { generation, nodeId, job } }, isOurs, signal)
         if (taken !== undefined) return new OutputClaim(options, taken)
-      } catch (error) {
-        signal.throwIfAborted()
-        if (!isPassing(error)) throw error
-        await sleep(options.runtime, 200, signal)
       }
-    }
+    })
   }
 
   /** What was visible when the claim was taken. */
@@ -200,50 +197,39 @@ export class OutputClaim {
   }
 
   /**
-   * Makes the generation the visible one. Tries again while the store cannot be reached, for at most `timeoutMs`.
+   * Makes the generation the visible one. Tries again while the store cannot be reached, for a minute.
    * @throws OutputExistsError when the claim was lost; after the time, the store's error: then only `revoke` can tell whether a try has come through.
    */
-  async commit(summary: { pairs: number; bytes: number; keys: 'text' | 'bytes' }, timeoutMs: number, signal: AbortSignal): Promise<void> {
+  async commit(summary: { pairs: number; bytes: number; keys: 'text' | 'bytes' }, signal: AbortSignal): Promise<void> {
     await this.#endRenewals()
     const { kv, prefix, generation, job, runtime } = this.#options
     const current = { generation, fence: this.fence, job, ...summary }
-    const deadlineMs = runtime.nowMs() + timeoutMs
-    for (;;) {
-      if (this.#lost !== undefined) throw this.#lost
-      signal.throwIfAborted()
-      try {
-        const isCommitted = (now: ManifestCell): boolean => now.manifest.current?.generation === generation
-        const written = await writeIf(kv, prefix, this.#cell, { format: 1, current, claim: undefined }, isCommitted, undefined)
-        if (written !== undefined) return
+    const isCommitted = (now: ManifestCell): boolean => now.manifest.current?.generation === generation
+    await persist({ runtime, timeoutMs: patienceMs, signal }, async () => {
+      for (;;) {
+        if (this.#lost !== undefined) throw this.#lost
+        signal.throwIfAborted()
+        if ((await writeIf(kv, prefix, this.#cell, { format: 1, current, claim: undefined }, isCommitted, undefined)) !== undefined) return
         // Not at our version: either a renewal whose answer was lost, or somebody else.
         const now = await readManifest(kv, prefix)
         if (isCommitted(now)) return
         if (this.#isOurs(now)) this.#cell = now
         else this.#lose()
-      } catch (error) {
-        if (!isPassing(error)) throw error
-        if (runtime.nowMs() > deadlineMs) throw error
-        await sleep(runtime, 200, signal)
       }
-    }
+    })
   }
 
   /** Gives the claim up, so that this job can never commit. False: it has committed. */
   async revoke(timeoutMs: number): Promise<boolean> {
     await this.#endRenewals()
-    const { kv, prefix, runtime } = this.#options
-    const deadlineMs = runtime.nowMs() + timeoutMs
-    for (;;) {
-      try {
+    const { kv, prefix, generation, runtime } = this.#options
+    return persist({ runtime, timeoutMs }, async () => {
+      for (;;) {
         const cell = await readManifest(kv, prefix)
-        if (cell.manifest.current?.generation === this.#options.generation) return false
-        if (!this.#isOurs(cell)) return true
-        if ((await revokeClaim(kv, prefix, cell)) !== undefined) return true
-      } catch (error) {
-        if (!isPassing(error) || runtime.nowMs() > deadlineMs) throw error
-        await sleep(runtime, 200)
+        if (cell.manifest.current?.generation === generation) return false
+        if (!this.#isOurs(cell) || (await revokeClaim(kv, prefix, cell)) !== undefined) return true
       }
-    }
+    })
   }
 }
 

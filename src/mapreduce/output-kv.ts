@@ -9,13 +9,11 @@ import PQueue from 'p-queue'
 import { OutcomeUnknownError } from '../base/errors.js'
 import { JobFailedError } from './errors.js'
 import type { KvOutput, KvResult, PartInfo, Sink } from './output.js'
-import { type ClaimOptions, deleteGeneration, generationPrefix, isPassing, OutputClaim, sweepGenerations } from './output-claim.js'
+import { type ClaimOptions, deleteGeneration, generationPrefix, OutputClaim, patienceMs, sweepGenerations } from './output-claim.js'
 import { readPairs } from './pair-file.js'
-import { sleep } from './sleep.js'
+import { isPassing, persist } from './sleep.js'
 
 const writesUnderWay = 64
-/** How long the store may be unreachable before the job gives up its output. */
-const patienceMs = 60_000
 const revokeMs = 10_000
 
 export class KvSink implements Sink {
@@ -39,9 +37,10 @@ export class KvSink implements Sink {
   }
 
   async prepare(signal: AbortSignal): Promise<string> {
-    const { kv, prefix, generation } = this.#claimOptions
+    const { kv, prefix, generation, runtime } = this.#claimOptions
     this.#claim = await OutputClaim.take(this.#claimOptions, this.#output.overwrite, signal)
-    await sweepGenerations(kv, prefix, [this.#claim.previous?.generation, generation], signal)
+    const keep = [this.#claim.previous?.generation, generation]
+    await persist({ runtime, timeoutMs: patienceMs, signal }, () => sweepGenerations(kv, prefix, keep, signal))
     await mkdir(this.#folder, { recursive: true })
     return this.#folder
   }
@@ -84,25 +83,15 @@ export class KvSink implements Sink {
   /** Writing the same pair again changes nothing that anybody could see, so doubt is no problem here. */
   async #put(key: Uint8Array, value: Uint8Array, signal: AbortSignal): Promise<void> {
     const { kv, runtime } = this.#claimOptions
-    const deadlineMs = runtime.nowMs() + patienceMs
-    for (;;) {
-      try {
-        await kv.put(key, value, { signal })
-        return
-      } catch (error) {
-        signal.throwIfAborted()
-        if (!isPassing(error) || runtime.nowMs() > deadlineMs) throw error
-        await sleep(runtime, 200, signal)
-      }
-    }
+    await persist({ runtime, timeoutMs: patienceMs, signal }, () => kv.put(key, value, { signal }))
   }
 
   async commit(signal: AbortSignal): Promise<KvResult> {
     const claim = this.#requireClaim()
-    const { kv, prefix, generation } = this.#claimOptions
+    const { kv, prefix, generation, runtime } = this.#claimOptions
     const previous = claim.previous?.generation
     try {
-      await claim.commit({ pairs: this.#pairs, bytes: this.#bytes, keys: this.#keys() }, patienceMs, signal)
+      await claim.commit({ pairs: this.#pairs, bytes: this.#bytes, keys: this.#keys() }, signal)
     } catch (cause) {
       if (!isPassing(cause)) throw cause
       // The store was away for too long, and a try may have come through: whoever revokes the claim finds out.
@@ -112,16 +101,18 @@ export class KvSink implements Sink {
       if (revoked) throw new JobFailedError('OUTPUT_FAILED', 'the store could not be reached to commit the output', this.#jobId, {}, { cause })
     }
     // Readers of the earlier generation find out and turn to this one; what cannot be removed now is swept by the next job.
-    if (previous !== undefined) await deleteGeneration(kv, prefix, previous).catch(() => {})
+    if (previous !== undefined) {
+      await persist({ runtime, timeoutMs: revokeMs, signal }, () => deleteGeneration(kv, prefix, previous)).catch(() => {})
+    }
     return { kind: 'kv', generation, fence: claim.fence, pairs: this.#pairs }
   }
 
   async abort(): Promise<string[]> {
     if (this.#claim === undefined) return []
-    const { kv, prefix, generation } = this.#claimOptions
+    const { kv, prefix, generation, runtime } = this.#claimOptions
     await this.#writes.onIdle()
     try {
-      if (await this.#claim.revoke(revokeMs)) await deleteGeneration(kv, prefix, generation)
+      if (await this.#claim.revoke(revokeMs)) await persist({ runtime, timeoutMs: revokeMs }, () => deleteGeneration(kv, prefix, generation))
       return []
     } catch (error) {
       return [

@@ -7,9 +7,11 @@
  */
 import { toBytes } from '../base/bytes.js'
 import { InvalidArgumentError } from '../base/errors.js'
+import type { Runtime } from '../base/runtime.js'
 import type { KeyLike, KV } from '../engine/kv.js'
 import { copyBytes } from './byte-builder.js'
 import { limits } from './protocol.js'
+import { persist } from './sleep.js'
 import type { InputPlan, KeyRange, PlanOptions, RangeSplit } from './splits.js'
 
 /** Ranges to begin with: enough for a dozen nodes with some to spare for balance. */
@@ -28,11 +30,16 @@ export function afterPrefix(prefix: Uint8Array): Uint8Array | undefined {
   return undefined
 }
 
-export async function planKeys(kv: KV, prefix: KeyLike, options: PlanOptions): Promise<InputPlan> {
+/** The store may be away for so long while an input is divided. */
+const patienceMs = 60_000
+
+export async function planKeys(kv: KV, prefix: KeyLike, options: PlanOptions & { readonly runtime: Runtime }): Promise<InputPlan> {
   const from = toBytes(prefix)
   const plan = async (range: KeyRange, wanted: number): Promise<readonly RangeSplit[]> => {
     const maxBytes = Math.min(options.splitBytes, limits.maxSplitBytes)
-    return (await divideRange(kv, range, wanted, options.signal)).map((part) => ({ kind: 'range', range: part, maxBytes }))
+    const { runtime, signal } = options
+    const ranges = await persist({ runtime, timeoutMs: patienceMs, signal }, () => divideRange(kv, range, wanted, signal))
+    return ranges.map((part) => ({ kind: 'range', range: part, maxBytes }))
   }
   return {
     splits: await plan({ from, to: afterPrefix(from) }, initialRanges),

@@ -227,7 +227,7 @@ export class JobRunner {
       case 'files':
         return planFiles(input.paths, output.kind === 'folder' ? output.path : undefined, options)
       case 'kv':
-        return planKeys(this.#options.kv, input.prefix, options)
+        return planKeys(this.#options.kv, input.prefix, { ...options, runtime: this.#runtime })
       case 'items':
         return planItems(input.items, folder, options)
     }

@@ -145,17 +145,20 @@ export class TaskOutputs {
   }
 }
 
+/** Whatever keeps the bytes from being read, they are not to be had here: the task runs again. */
 async function readRange(path: string, into: Uint8Array, position: number): Promise<void> {
-  const file = await open(path, 'r').catch((cause) => {
-    throw new QuorateError('NO_OUTPUT', 'a kept output cannot be opened', false, { cause })
-  })
   try {
-    for (let done = 0; done < into.length; ) {
-      const { bytesRead } = await file.read(into, done, into.length - done, position + done)
-      if (bytesRead === 0) throw new QuorateError('NO_OUTPUT', 'a kept output is shorter than it was', false)
-      done += bytesRead
+    const file = await open(path, 'r')
+    try {
+      for (let done = 0; done < into.length; ) {
+        const { bytesRead } = await file.read(into, done, into.length - done, position + done)
+        if (bytesRead === 0) throw new Error('the file is shorter than it was')
+        done += bytesRead
+      }
+    } finally {
+      await file.close()
     }
-  } finally {
-    await file.close()
+  } catch (cause) {
+    throw new QuorateError('NO_OUTPUT', `a kept output cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`, false, { cause })
   }
 }

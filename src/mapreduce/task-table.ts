@@ -20,6 +20,8 @@ export interface Attempt {
   readonly startedMs: number
   /** The node has confirmed that it works on it. */
   acknowledgedMs: number | undefined
+  /** It was told as started. */
+  begun: boolean
   /** Its report is being dealt with. */
   reported: boolean
 }
@@ -144,7 +146,7 @@ export class TaskTable {
     if (task.state !== 'waiting') throw new Error(`${taskName(task)} is ${task.state}`)
     this.#unwait(task)
     task.state = 'running'
-    task.current = { number: ++task.attempts, nodeId, session, startedMs: nowMs, acknowledgedMs: undefined, reported: false }
+    task.current = { number: ++task.attempts, nodeId, session, startedMs: nowMs, acknowledgedMs: undefined, begun: false, reported: false }
     return task.current
   }
 

@@ -40,9 +40,14 @@ describe('lab 1: MapReduce on real processes', () => {
     return { job, events }
   }
 
-  const nodeOf = (events: readonly JobEvent[], taskId: string): ProcessNode => {
-    const event = events.find((candidate) => candidate.type === 'task-started' && candidate.taskId === taskId)
-    return cluster.nodes.get(event?.type === 'task-started' ? event.nodeId : '') as ProcessNode
+  /** The node that has the first attempt of a task. Its start is told once the node has answered, maybe after the task has begun there. */
+  async function nodeOf(events: readonly JobEvent[], taskId: string): Promise<ProcessNode> {
+    const find = (): string | undefined => {
+      const event = events.find((candidate) => candidate.type === 'task-started' && candidate.taskId === taskId)
+      return event?.type === 'task-started' ? event.nodeId : undefined
+    }
+    await until(`${taskId} is told as started`, () => find() !== undefined)
+    return cluster.nodes.get(find() as string) as ProcessNode
   }
 
   /** The output is the sequential run's, and every process but those of `except` has cleaned up. */
@@ -62,7 +67,7 @@ describe('lab 1: MapReduce on real processes', () => {
     it(`1 TestCrashWorker, hazard w1: SIGKILL of the process that runs ${task}`, async () => {
       const { job, events } = run([task])
       await begun(`${task}-1`)
-      const victim = nodeOf(events, task)
+      const victim = await nodeOf(events, task)
       await cluster.kill(victim.id)
       await begun(`${task}-2`)
       await open(task)
@@ -92,7 +97,7 @@ describe('lab 1: MapReduce on real processes', () => {
   it('M7, hazards p6 w3: a process that is stopped, replaced in its work, and wakes', async () => {
     const { job, events } = run(['map-2'])
     await begun('map-2-1')
-    const zombie = nodeOf(events, 'map-2')
+    const zombie = await nodeOf(events, 'map-2')
     zombie.child.kill('SIGSTOP')
     await begun('map-2-2')
     await open('map-2')

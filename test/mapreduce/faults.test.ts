@@ -66,9 +66,14 @@ describe('jobs under faults', () => {
     })()
     return events
   }
-  const nodeOf = (events: readonly JobEvent[], taskId: string): TestNode => {
-    const event = events.find((candidate) => candidate.type === 'task-started' && candidate.taskId === taskId)
-    return cluster.nodes.find(({ id }) => event?.type === 'task-started' && id === event.nodeId) as TestNode
+  /** The node that has the first attempt of a task. Its start is told once the node has answered, maybe after the task has begun there. */
+  async function nodeOf(events: readonly JobEvent[], taskId: string, attempt = 1): Promise<TestNode> {
+    const find = (): string | undefined => {
+      const event = events.find((candidate) => candidate.type === 'task-started' && candidate.taskId === taskId && candidate.attempt === attempt)
+      return event?.type === 'task-started' ? event.nodeId : undefined
+    }
+    await until(`${taskId} is told as started`, () => find() !== undefined)
+    return cluster.nodes.find(({ id }) => id === find()) as TestNode
   }
   const runOn = (gates: readonly string[], changes: object = {}): JobHandle<ReturnType<typeof toArray>> =>
     // The coordinator runs no tasks, so that any node that does may die.
@@ -81,7 +86,7 @@ describe('jobs under faults', () => {
       const job = runOn([task])
       const events = record(job)
       await begun(`${task}-1`)
-      const victim = nodeOf(events, task)
+      const victim = await nodeOf(events, task)
       await cluster.silence(victim)
       await begun(`${task}-2`)
       await open(task)
@@ -89,7 +94,7 @@ describe('jobs under faults', () => {
       expect([...output.pairs].sort()).to.deep.equal(counts)
       expect(events.filter(({ type }) => type === 'worker-lost')).to.have.length(1)
       expect(events.find(({ type }) => type === 'worker-lost')).to.deep.include({ nodeId: victim.id })
-      expect(nodeOf([...events].reverse(), task)).to.not.equal(victim)
+      expect(await nodeOf(events, task, 2)).to.not.equal(victim)
       // What was lost ran again, and nothing else did.
       const lost = events.flatMap((event) => (event.type === 'worker-lost' ? event.tasks : []))
       expect(lost).to.include(task)
@@ -105,7 +110,7 @@ describe('jobs under faults', () => {
       const job = runOn([task])
       const events = record(job)
       await begun(`${task}-1`)
-      const zombie = nodeOf(events, task)
+      const zombie = await nodeOf(events, task)
       // It hears of all, but nobody hears of it: it makes its output and cannot report it.
       cluster.network.cut(zombie.id, node(0).id, { oneWay: true })
       await begun(`${task}-2`)
@@ -134,7 +139,7 @@ describe('jobs under faults', () => {
     const events = record(job)
     await begun('map-1-1')
     await until('another map is done', () => events.some(({ type }) => type === 'task-finished'))
-    const holder = nodeOf(events, 'map-1')
+    const holder = await nodeOf(events, 'map-1')
     const done = events.find(({ type }) => type === 'task-finished')
     const report = async (from: TestNode, changes: object): Promise<string> => {
       const outcome = { kind: 'mapped', segments: [], inputBytes: 1, records: 1, pairs: 0, spilledBytes: 0, next: undefined, counters: [] } as const

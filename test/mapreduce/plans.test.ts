@@ -190,7 +190,7 @@ describe('splits of keys', () => {
         const keys = [...new Set(make(new SeededRandom(seed, what)))]
         const kv = await makeKv([...keys, 'doc', 'dob/z', 'doc0', 'dod', 'a', '\xff\xff'])
         for (const splitBytes of [1, 500, 1_000_000]) {
-          const found = await keysOf(kv, await planKeys(kv, 'doc/', options({ splitBytes })))
+          const found = await keysOf(kv, await planKeys(kv, 'doc/', { ...options({ splitBytes }), runtime: systemRuntime }))
           expect(found.keys, `seed ${seed}`).to.deep.equal([...keys].sort())
           if (what === 'paths' && splitBytes === 1_000_000) expect(found.tasks).to.be.within(8, 60)
         }
@@ -200,7 +200,7 @@ describe('splits of keys', () => {
 
   it('can be the whole store', async () => {
     const kv = await makeKv(['a', 'b\xff', '\xff\xff', '\x00'])
-    const found = await keysOf(kv, await planKeys(kv, '', options()))
+    const found = await keysOf(kv, await planKeys(kv, '', { ...options(), runtime: systemRuntime }))
     expect(found.keys).to.deep.equal(['\x00', 'a', 'b\xff', '\xff\xff'])
   })
 
