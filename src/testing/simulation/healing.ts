@@ -2,7 +2,7 @@
  * The end of a run: faults stop, first for a majority alone, then for all.
  *
  * R18 liveness: 1. once a majority is up, mutually connected and sound, a leader serves within `healElectionTimeouts` election timeouts, whatever the others
- * are: down, still, cut off in one direction, or connected to some of it; 2. once all are sound, all logs and states become the same, and nothing
+ * are: down, still, cut off in one direction, or connected to some of it, and goes on leading; 2. once all are sound, all logs and states become the same, and nothing
  * that was asked still waits; 3. every acknowledged write is in every log (R8), no command is there twice (K3), and none that was refused or lost (K4).
  */
 import type { SeededRandom } from '../seeded-random.js'
@@ -47,12 +47,15 @@ export class Healing {
     this.#healSome(sound)
     if (sound.length < size) {
       this.#environment.reach('majority-alone-healed')
-      this.#serve(`${sound.map(({ id }) => id)} are sound and connected`)
+      const when = `${sound.map(({ id }) => id)} are sound and connected`
+      this.#serve(when)
+      this.#stay(when)
     }
     trace.call(this.#environment, '-', 'heal', size, size, () => 'all')
     this.#healAll()
     const freshIndex = this.#serve('all are sound and connected')
     this.#converge(freshIndex)
+    this.#stay('all are sound and connected')
     checker.checkFinal(commandIdOf)
     const { disk } = replicas[0] as SimulatedReplica
     workload.checkFinal(disk.read(1, disk.lastIndex, Number.MAX_SAFE_INTEGER))
@@ -61,7 +64,7 @@ export class Healing {
   #healSome(sound: readonly SimulatedReplica[]): void {
     const { replicas, network, plan, trace } = this.#environment
     const random = this.#random
-    network.calm(calmNetwork(plan.host.limits.electionTimeoutMs))
+    network.calm(calmNetwork(plan.host.limits.electionTimeoutMs), this.#electionTimeoutUs)
     for (const replica of replicas) this.#calm(replica)
     trace.call(this.#environment, '-', 'heal', sound.length, replicas.length, () => sound.map(({ id }) => id).join(' '))
     for (const replica of replicas) {
@@ -82,7 +85,7 @@ export class Healing {
 
   #healAll(): void {
     const { replicas, network, plan } = this.#environment
-    network.calm(calmNetwork(plan.host.limits.electionTimeoutMs))
+    network.calm(calmNetwork(plan.host.limits.electionTimeoutMs), this.#electionTimeoutUs)
     for (const replica of replicas) this.#wake(replica)
   }
 
@@ -129,6 +132,29 @@ export class Healing {
     const timeouts = (queue.nowUs - startedUs) / electionTimeoutUs
     this.#environment.reach(`served-within-${[1, 2, 4, 8, 16].find((limit) => timeouts <= limit) ?? 'more'}-election-timeouts`)
     return freshIndex
+  }
+
+  /** Once it serves and nothing changes any more, the leader must not change either, whoever cannot hear it. */
+  #stay(when: string): void {
+    const { runUntil } = this.#environment
+    const electionTimeoutUs = this.#electionTimeoutUs
+    // One whose term is higher may still have to be heard of.
+    runUntil.call(this.#environment, () => false, electionTimeoutUs * 5)
+    const before = this.#leader()
+    runUntil.call(this.#environment, () => false, electionTimeoutUs * 10)
+    const after = this.#leader()
+    if (before !== after) throw new InvariantViolation('R18', `the leader changed from ${before} to ${after} long since ${when}: ${this.#describe()}`)
+  }
+
+  #leader(): string {
+    let leader = 'nobody'
+    let highest = 0
+    for (const { id, core, paused } of this.#environment.replicas) {
+      if (core?.role !== 'leader' || paused || core.term < highest) continue
+      highest = core.term
+      leader = `${id} of term ${core.term}`
+    }
+    return leader
   }
 
   /** What is in the logs already goes first, and may travel in small pieces: one round trip an entry at worst. */

@@ -162,7 +162,8 @@ export class SimulatedLogDisk {
 
   /** How long a read takes, in microseconds. */
   readDelayUs(): number {
-    return Math.floor((this.#model.readMeanUs / 2 + this.#random.exponential(this.#model.readMeanUs / 2)) * this.slowFactor)
+    const { readMeanUs } = this.#model
+    return Math.floor(Math.min((readMeanUs / 2 + this.#random.exponential(readMeanUs / 2)) * this.slowFactor, readMeanUs * 10))
   }
 
   /** Durable entries of a range, up to `maxBytes` but at least one; fewer or none where the log is shorter now. */

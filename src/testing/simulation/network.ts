@@ -63,6 +63,9 @@ export class SimulatedNetwork {
   readonly #writer = new Writer(4096)
   #model: NetworkModel
   #calm = false
+  /** Rises when the network is calmed. */
+  #epoch = 0
+  #staleAfterUs = 0
   messages = 0
   bytes = 0
 
@@ -115,9 +118,14 @@ export class SimulatedNetwork {
     link.heldUntilUs = Math.max(link.heldUntilUs, untilUs)
   }
 
-  /** Ends every fault of the network's own; what is still on its way with a long delay arrives. */
-  calm(model: NetworkModel): void {
+  /**
+   * Ends every fault of the network's own. What is still on its way arrives within `graceUs` or never: a dead leader's heartbeats, repeated for seconds more, would
+   * keep its followers loyal, and are a fault themselves.
+   */
+  calm(model: NetworkModel, graceUs: number): void {
     this.#calm = true
+    this.#epoch++
+    this.#staleAfterUs = this.#environment.queue.nowUs + graceUs
     this.#model = model
     for (const row of this.#links.values()) {
       for (const link of row.values()) {
@@ -175,14 +183,16 @@ export class SimulatedNetwork {
       link.lastArrivalUs = arrivalUs
     } else if (!this.#calm && arrivalUs < link.lastArrivalUs) this.#environment.count('reordered')
     else link.lastArrivalUs = arrivalUs
-    queue.schedule(arrivalUs - queue.nowUs, () => this.#arrive(link, frame))
+    const epoch = this.#epoch
+    queue.schedule(arrivalUs - queue.nowUs, () => this.#arrive(link, frame, epoch))
   }
 
-  #arrive(link: Link, frame: Uint8Array): void {
+  #arrive(link: Link, frame: Uint8Array, epoch: number): void {
     const environment = this.#environment
+    if (epoch !== this.#epoch && environment.queue.nowUs > this.#staleAfterUs) return
     if (link.heldUntilUs > environment.queue.nowUs) {
       environment.count('held')
-      environment.queue.schedule(link.heldUntilUs - environment.queue.nowUs, () => this.#arrive(link, frame))
+      environment.queue.schedule(link.heldUntilUs - environment.queue.nowUs, () => this.#arrive(link, frame, epoch))
       return
     }
     if (link.cuts > 0 && this.#model.cutsInFlight) {

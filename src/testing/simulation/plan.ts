@@ -166,6 +166,9 @@ function drawStorm(plan: SimulationPlan, random: SeededRandom): SimulationPlan {
     'hung-disk',
     'slow-disk',
     'crash-all',
+    'leader-left-behind',
+    'leader-left-behind',
+    'leader-left-behind',
   ]
   const faults = againstLeaders.filter(() => random.chance(0.5))
   return {
@@ -180,7 +183,10 @@ function drawStorm(plan: SimulationPlan, random: SeededRandom): SimulationPlan {
       crashAtChange: random.pick([0, 0.05]),
       crashAtTruncation: random.pick([0, 0.3, 0.6]),
     },
-    disk: { ...plan.disk, writeMeanUs: random.pick([50, electionTimeoutUs / 50, electionTimeoutUs / 10, electionTimeoutUs / 4]) },
+    disk: {
+      writeMeanUs: random.pick([50, electionTimeoutUs / 50, electionTimeoutUs / 10, electionTimeoutUs / 4]),
+      readMeanUs: random.pick([50, 50, electionTimeoutUs / 50, electionTimeoutUs / 4]),
+    },
     network: {
       ...plan.network,
       delayMeanUs: electionTimeoutUs / random.pick([10, 50, 200]),
@@ -194,7 +200,7 @@ function drawStorm(plan: SimulationPlan, random: SeededRandom): SimulationPlan {
     },
     // Clocks this far apart let a leader live on while others have long elected the next.
     clockDrift: random.pick([0, 0.2, 0.6]),
-    faultEveryUs: electionTimeoutUs * random.pick([3, 6, 12]),
+    faultEveryUs: electionTimeoutUs * random.pick([2, 4, 8]),
     faults: faults.length > 0 ? faults : ['isolate-leader'],
     faultLastsUs: electionTimeoutUs * random.pick([1, 2, 4]),
     operationEveryUs: electionTimeoutUs / random.pick([1, 5, 15]),

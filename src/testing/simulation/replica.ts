@@ -384,9 +384,12 @@ export class SimulatedReplica {
       () => `for ${request.peer}: ${request.firstIndex} to ${request.lastIndex}`,
     )
     const incarnation = this.incarnation
+    const read = (): readonly Entry[] => this.disk.read(request.firstIndex, request.lastIndex, request.maxBytes)
+    // What a slow read returns may be from its beginning or from its end, with the log changed in between.
+    const early = this.#random.chance(0.5) ? read() : null
     environment.queue.schedule(this.disk.readDelayUs(), () => {
       if (this.core === null || this.incarnation !== incarnation) return
-      const entries = this.disk.read(request.firstIndex, request.lastIndex, request.maxBytes)
+      const entries = early ?? read()
       this.#enqueue({ type: 'fetched', peer: request.peer, entries })
     })
   }
