@@ -4,6 +4,7 @@
  * Invariants: 1. a batch is atomic; 2. a batch written with `sync` is durable when its promise resolves; 3. batches become visible in the order in
  * which `write` was called; 4. an iterator sees the database as it was when `iterate` was called.
  */
+import type { AbstractSnapshot } from 'abstract-level'
 import { ClassicLevel } from 'classic-level'
 import { CorruptionError, QuorateError, RefusedError } from '../base/errors.js'
 
@@ -17,6 +18,8 @@ export interface DatabaseRange {
   readonly gte: Uint8Array
   readonly lt: Uint8Array
   readonly reverse?: boolean
+  /** Leave the values out: they come as undefined. */
+  readonly keysOnly?: boolean
 }
 
 export interface DatabaseIterator {
@@ -25,12 +28,20 @@ export interface DatabaseIterator {
   close(): Promise<void>
 }
 
-export interface Database {
+/** What can be read: of the database as it is, or of a snapshot of it. */
+export interface DatabaseReader {
   getSync(key: Uint8Array): Uint8Array | undefined
-  batch(): DatabaseBatch
   iterate(range: DatabaseRange): DatabaseIterator
-  /** Forces everything written so far into fsynced tables: the durability barrier for writes without `sync`. */
-  settle(): Promise<void>
+}
+
+/** The database as it was at one moment. It costs nothing to make, and holds back the removal of what was overwritten since: close it in bounded time. */
+export interface DatabaseSnapshot extends DatabaseReader {
+  close(): Promise<void>
+}
+
+export interface Database extends DatabaseReader {
+  batch(): DatabaseBatch
+  snapshot(): DatabaseSnapshot
   close(): Promise<void>
 }
 
@@ -56,12 +67,20 @@ export const openLevel: OpenDatabase = async (location, options) => {
   } catch (cause) {
     throw describeOpenFailure(location, cause)
   }
+  const iterate = ({ keysOnly = false, ...range }: DatabaseRange, snapshot?: AbstractSnapshot) =>
+    level.iterator({ ...range, values: !keysOnly, highWaterMarkBytes: 256 * 1024, fillCache: false, ...(snapshot === undefined ? {} : { snapshot }) })
   return {
     getSync: (key) => level.getSync(key),
     batch: () => level.batch(),
-    iterate: (range) => level.iterator({ ...range, highWaterMarkBytes: 256 * 1024, fillCache: false }),
-    // Compacting a range without keys still flushes the memtable first and waits for its table to be fsynced.
-    settle: () => level.compactRange(new Uint8Array([0xff, 0xff]), new Uint8Array([0xff, 0xff])),
+    iterate: (range) => iterate(range),
+    snapshot: () => {
+      const snapshot = level.snapshot()
+      return {
+        getSync: (key) => level.getSync(key, { snapshot }),
+        iterate: (range) => iterate(range, snapshot),
+        close: () => snapshot.close(),
+      }
+    },
     close: () => level.close(),
   }
 }

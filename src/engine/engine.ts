@@ -1,8 +1,8 @@
 /**
  * Engine: the storage half of a node: its two databases, its replicas, and the host that drives them.
  *
- * Invariants: 1. the log database is written with `sync` only, the state database without; they are two LevelDB folders for that reason (design:
- * LevelDB closes a rotated log file without fsync); 2. a folder is opened for exactly the node and cluster that it belongs to.
+ * Invariants: 1. both databases are written with `sync` only (LevelDB closes a rotated log file without fsync, so a mixture could lose a middle range); they are
+ * two, because small log records that live for seconds and a state that lives for years would be compacted together otherwise; 2. a folder is opened for exactly the node and cluster that it belongs to.
  */
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -44,7 +44,7 @@ export const defaultTuning: EngineTuning = {
   maxTailBytes: 16 * 1024 * 1024,
   maxUncommittedBytes: 64 * 1024 * 1024,
   flushBytes: 4 * 1024 * 1024,
-  flushAfterMs: 500,
+  flushAfterMs: 5000,
   cacheBytes: 64 * 1024 * 1024,
 }
 

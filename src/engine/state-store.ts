@@ -3,31 +3,32 @@
  *
  * Invariants:
  * 1. Reads see every applied change at once: active overlay, then the previous one, then the database.
- * 2. A flush is one batch, and holds all changes since the flush before, the applied index, and a fence that names the previous applied index.
- *    So the database is at any moment the state at exactly its applied index, unless a power loss took an unsynced batch out of the middle.
- * 3. That loss shows as a gap in the chain of fences: `open` then reports index 0 and empties the group, and the log is replayed from its start.
- * 4. The previous overlay never changes; it stays as a cache when its flush is done, until the next one replaces it.
- * 5. A flush never holds an entry that is not yet durable in this node's own log: the leader applies on its followers' word, and a log that ends before the
+ * 2. A flush is one synced batch, and holds all changes since the flush before and the applied index. So the database is at any moment, power loss
+ *    included, the state at exactly its applied index: the log before it is no longer needed.
+ * 3. The previous overlay never changes; it stays as a cache when its flush is done, until the next one replaces it.
+ * 4. A flush never holds an entry that is not yet durable in this node's own log: the leader applies on its followers' word, and a log that ends before the
  *    state would make the next start impossible.
- * 6. At most one flush is under way; the host stops applying while `congested` or while `awaitsLog`.
- *
- * Layout (docs/formats.md): group, shard, type, rest; shard 0xffff holds the group's own records.
+ * 5. At most one flush or install is under way; the host stops applying while `congested` or while `awaitsLog`.
+ * 6. A snapshot is staged in the other area (state-area.ts) and becomes the state in one synced batch, and only if it is ahead of the state: never back.
  */
-import { fromLatin1, toLatin1 } from '../base/bytes.js'
+import { fromLatin1 } from '../base/bytes.js'
 import { Reader, Writer } from '../base/codec.js'
+import { ClosedError, CorruptionError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
-import type { Database, DatabaseBatch, DatabaseIterator } from './database.js'
-import { lowerBound, Overlay, type StateRecord } from './overlay.js'
+import type { Database, DatabaseBatch, DatabaseIterator, DatabaseReader } from './database.js'
+import { Overlay, type StateRecord } from './overlay.js'
+import { type Area, areaPrefix, emptyArea, pointTo, readCurrentArea } from './state-area.js'
+import { MergedCursor, overlayRange, type RecordCursor } from './state-cursor.js'
+
+export type { RecordCursor } from './state-cursor.js'
 
 const appliedKey = '\xff\xffa'
-const barrierKey = '\xff\xffb'
-const fencePrefix = '\xff\xfff'
-/** There while the group is being emptied: whoever opens it next goes on with that. */
-const emptyingKey = '\xff\xffe'
-/** Flushes between two durability barriers: bounds the number of fences. */
-const flushesPerBarrier = 128
+/** Which snapshot an area was installed from. */
+const originKey = '\xff\xffo'
 /** Records encoded per turn of the event loop while a flush is put together. */
 const recordsPerSlice = 256
+/** Between two batches of deletions in the background: they must not be felt. */
+const emptyingPauseMs = 10
 
 export interface StateStoreOptions {
   readonly database: Database
@@ -43,86 +44,84 @@ export interface StateStoreOptions {
   readonly durableIndex: () => number
   /** Called right before an overlay is frozen: the last moment to put records into it. */
   readonly beforeFreeze: () => void
+  /** A flush is done: the log is needed only from here on. */
+  readonly onFlushed?: (index: number) => void
   /** A flush failed: the group must stop. */
   readonly onFailure: (error: unknown) => void
 }
 
-/** A consistent view of a key range; entries come in key order. */
-export interface RecordCursor {
-  next(): Promise<{ readonly key: string; readonly record: StateRecord } | undefined>
+/** The state as it was at one applied index, of the database alone; stays so while writes go on. */
+export interface StateCapture {
+  readonly index: number
+  /** Records in key order, those after a key (from the first for null): up to about `maxBytes`, at least one, none at the end. Keys are without group and area. */
+  read(after: Uint8Array | null, maxBytes: number): Promise<[Uint8Array, Uint8Array][]>
   close(): Promise<void>
 }
 
 export class StateStore {
   readonly #options: StateStoreOptions
-  readonly #prefix: string
+  #area: Area = 0
+  #prefix: string
   #active = new Overlay()
   #previous = new Overlay()
   #appliedIndex = 0
-  /** Applied index of the newest batch handed to the database. */
+  /** Applied index of the newest flush that is done. */
   #flushedIndex = 0
-  #barrierIndex = 0
-  #fences: number[] = []
   #flushing: Promise<void> | null = null
+  #emptying: Promise<void> | null = null
+  #installing: Promise<void> | null = null
   #cancelTimer: (() => void) | null = null
   /** A flush is wanted, and starts as soon as it may. */
   #due = false
   #failed = false
+  #closed = false
 
   constructor(options: StateStoreOptions) {
     this.#options = options
-    this.#prefix = String.fromCharCode(options.group >> 8, options.group & 0xff)
+    this.#prefix = areaPrefix(options.group, 0)
   }
 
-  /** Reads where the state stands; empties the group when the database lost a part of it. */
+  /** Reads where the state stands. What a crash left of an install or of an old state is removed in the background. */
   async open(): Promise<void> {
-    const barrier = this.#readIndex(barrierKey)
-    const applied = this.#readIndex(appliedKey)
-    let reached = barrier
-    let intact = true
-    const fences: number[] = []
-    const cursor = this.#iterateDatabase(fencePrefix, `${fencePrefix}\xff`, false)
-    for (const [key, value] of await drain(cursor)) {
-      const index = readIndex(key, this.#prefix.length + fencePrefix.length)
-      if (index <= barrier) continue
-      if (readIndex(value, 0) !== reached) intact = false
-      reached = index
-      fences.push(index)
-    }
-    const whole = this.#options.database.getSync(this.#databaseKey(emptyingKey)) === undefined
-    if (whole && intact && reached === applied) {
-      this.#appliedIndex = this.#flushedIndex = applied
-      this.#barrierIndex = barrier
-      this.#fences = fences
-      return
-    }
-    await this.#empty()
+    const { database, group } = this.#options
+    this.#useArea(readCurrentArea(database, group))
+    this.#appliedIndex = this.#flushedIndex = readApplied(database, this.#prefix)
+    const left = database.iterate({ gte: fromLatin1(this.#otherPrefix), lt: fromLatin1(areaPrefix(group, 2 - this.#area)), keysOnly: true })
+    const found = await left.nextv(1)
+    await left.close()
+    if (found.length > 0) this.#startEmptying()
   }
 
-  /** Deletes the group's records in parts, so that neither memory nor a crash in between matters. */
-  async #empty(): Promise<void> {
-    const { database } = this.#options
-    const mark = database.batch()
-    mark.put(this.#databaseKey(emptyingKey), encodeIndex(0))
-    await mark.write({ sync: true })
-    await this.#deleteAll('', '\xff\xff')
-    // The group's own records go last, with the mark, which sorts among them.
-    await this.#deleteAll('\xff\xff', '\xff\xff\xff')
+  #useArea(area: Area): void {
+    this.#area = area
+    this.#prefix = areaPrefix(this.#options.group, area)
   }
 
-  async #deleteAll(gte: string, lt: string): Promise<void> {
-    const iterator = this.#iterateDatabase(gte, lt, false)
-    try {
-      for (;;) {
-        const page = await iterator.nextv(1000)
-        if (page.length === 0) return
-        const batch = this.#options.database.batch()
-        for (const [key] of page) batch.del(key)
-        await batch.write({ sync: true })
-      }
-    } finally {
-      await iterator.close()
-    }
+  get #otherPrefix(): string {
+    return areaPrefix(this.#options.group, 1 - this.#area)
+  }
+
+  #startEmptying(): void {
+    this.#emptying ??= this.#emptyOther(emptyingPauseMs).then(
+      () => {
+        this.#emptying = null
+      },
+      (error: unknown) => {
+        this.#emptying = null
+        this.#fail(error)
+      },
+    )
+  }
+
+  #emptyOther(pauseMs: number): Promise<void> {
+    const { database, group, runtime } = this.#options
+    const pause = () => new Promise<boolean>((resolve) => runtime.schedule(pauseMs, () => resolve(!this.#closed)))
+    return emptyArea(database, group, 1 - this.#area, pause)
+  }
+
+  #fail(error: unknown): void {
+    this.#failed = true
+    this.#options.onFailure(error)
   }
 
   /** The index of the last log entry whose effect reads see. */
@@ -130,9 +129,14 @@ export class StateStore {
     return this.#appliedIndex
   }
 
-  /** True while applying more would make the overlay outgrow its bound. */
+  /** The index up to which the state is durable without the log. */
+  get flushedIndex(): number {
+    return this.#flushedIndex
+  }
+
+  /** True while applying more would make the overlay outgrow its bound, and while a snapshot takes the state's place. */
   get congested(): boolean {
-    return this.#flushing !== null && this.#active.bytes > 2 * this.#options.flushBytes
+    return this.#installing !== null || (this.#flushing !== null && this.#active.bytes > 2 * this.#options.flushBytes)
   }
 
   /** True while a flush is due and waits for the log: the host goes on when its next log write is done. */
@@ -140,9 +144,9 @@ export class StateStore {
     return this.#due && this.#flushing === null && !this.#failed && this.#appliedIndex > this.#options.durableIndex()
   }
 
-  /** Resolves when the flush under way is done. */
+  /** Resolves when the flush or install under way is done. */
   async flushed(): Promise<void> {
-    await this.#flushing
+    await (this.#installing ?? this.#flushing)
   }
 
   get(key: string): StateRecord | undefined {
@@ -173,13 +177,19 @@ export class StateStore {
 
   #onTimer(): void {
     this.#cancelTimer = null
+    this.flushSoon()
+  }
+
+  /** Asks for a flush without waiting for time or bytes; called between entries only. */
+  flushSoon(): void {
     this.#due = true
     this.flushIfDue()
   }
 
   /** Starts the flush that is due, if it may start now; called between entries only. */
   flushIfDue(): void {
-    if (!this.#due || this.#flushing !== null || this.#failed || this.#appliedIndex > this.#options.durableIndex()) return
+    if (!this.#due || this.#flushing !== null || this.#installing !== null || this.#failed || this.#appliedIndex > this.#options.durableIndex())
+      return
     this.#due = false
     this.#stopTimer()
     if (this.#appliedIndex !== this.#flushedIndex) this.#startFlush()
@@ -192,13 +202,13 @@ export class StateStore {
     this.#flushing = this.#flush(this.#previous, this.#appliedIndex).then(
       () => {
         this.#flushing = null
+        this.#options.onFlushed?.(this.#flushedIndex)
         // What came in meanwhile starts its own wait.
         this.advance(this.#appliedIndex)
       },
       (error: unknown) => {
         this.#flushing = null
-        this.#failed = true
-        this.#options.onFailure(error)
+        this.#fail(error)
       },
     )
   }
@@ -215,32 +225,117 @@ export class StateStore {
         await new Promise<void>((resolve) => runtime.defer(resolve))
       }
     }
-    if (this.#fences.length >= flushesPerBarrier) await this.#addBarrier(batch)
     batch.put(this.#databaseKey(appliedKey), encodeIndex(appliedIndex))
-    batch.put(this.#databaseKey(fencePrefix + toLatin1(encodeIndex(appliedIndex))), encodeIndex(this.#flushedIndex))
-    await batch.write({ sync: false })
-    this.#fences.push(appliedIndex)
+    await batch.write({ sync: true })
     this.#flushedIndex = appliedIndex
   }
 
-  /** Makes all flushes so far durable; their fences have served. */
-  async #addBarrier(batch: DatabaseBatch): Promise<void> {
-    await this.#options.database.settle()
-    for (const index of this.#fences) batch.del(this.#databaseKey(fencePrefix + toLatin1(encodeIndex(index))))
-    this.#fences = []
-    this.#barrierIndex = this.#flushedIndex
-    batch.put(this.#databaseKey(barrierKey), encodeIndex(this.#barrierIndex))
+  /** Captures the state as it was last flushed. The capture holds back LevelDB's removal of old values: close it in bounded time. */
+  capture(): StateCapture {
+    const prefix = this.#prefix
+    const snapshot = this.#options.database.snapshot()
+    const end = fromLatin1(areaPrefix(this.#options.group, this.#area + 1))
+    return {
+      index: readApplied(snapshot, prefix),
+      read: async (after, maxBytes) => {
+        // The key right after `after`, in byte order.
+        const from = after === null ? [fromLatin1(prefix)] : [fromLatin1(prefix), after, Buffer.alloc(1)]
+        const iterator = snapshot.iterate({ gte: Buffer.concat(from), lt: end })
+        try {
+          return await readPage(iterator, prefix.length, maxBytes)
+        } finally {
+          await iterator.close()
+        }
+      },
+      close: () => snapshot.close(),
+    }
+  }
+
+  /** Makes the other area empty, so that a snapshot can be staged there. */
+  async beginStaging(): Promise<void> {
+    await this.#emptying
+    await this.#emptyOther(0)
+    if (this.#closed) throw new ClosedError('the state store is closed')
+  }
+
+  /** Removes what was staged, in the background. */
+  discardStaging(): void {
+    if (!this.#closed && this.#installing === null) this.#startEmptying()
+  }
+
+  /** Stages a part of a snapshot. Durable when it resolves; invisible until `install`. */
+  async stage(records: readonly (readonly [Uint8Array, Uint8Array])[]): Promise<void> {
+    const prefix = fromLatin1(this.#otherPrefix)
+    const batch = this.#options.database.batch()
+    for (const [key, value] of records) batch.put(Buffer.concat([prefix, key]), value)
+    await this.#write(batch)
+  }
+
+  /** A failed write is final: what is on disk is unknown. */
+  async #write(batch: DatabaseBatch): Promise<void> {
+    try {
+      await batch.write({ sync: true })
+    } catch (error) {
+      this.#fail(error)
+      throw error
+    }
+  }
+
+  /**
+   * Makes the staged snapshot of state at `index` the state, if that is ahead of what is here; resolves to false, and removes what was staged, if it is not.
+   *
+   * `origin` is kept with it and comes back from `origin()`: it says what the snapshot was, for a start after a crash before the log was reset. `onInstalled` runs in
+   * the turn in which the state is replaced, before anything is applied to it or read from it.
+   */
+  async install(index: number, origin: Uint8Array, onInstalled: () => void): Promise<boolean> {
+    if (this.#installing !== null) throw new Error('one install at a time')
+    let done = () => {}
+    this.#installing = new Promise((resolve) => {
+      done = resolve
+    })
+    try {
+      await this.#flushing
+      const { database, group } = this.#options
+      const ahead = index > this.#appliedIndex && !this.#failed && !this.#closed
+      if (ahead) {
+        if (readApplied(database, this.#otherPrefix) !== index)
+          throw new CorruptionError(`group ${group}: what is staged is not a state at index ${index}`)
+        const batch = database.batch()
+        batch.put(fromLatin1(this.#otherPrefix + originKey), origin)
+        pointTo(batch, group, 1 - this.#area)
+        await this.#write(batch)
+        this.#useArea(1 - this.#area)
+        this.#active = new Overlay()
+        this.#previous = new Overlay()
+        this.#appliedIndex = this.#flushedIndex = index
+        this.#due = false
+        this.#stopTimer()
+        onInstalled()
+      }
+      return ahead
+    } finally {
+      this.#installing = null
+      this.discardStaging()
+      done()
+    }
+  }
+
+  /** What `install` kept; undefined when the state was not installed from a snapshot. */
+  origin(): Uint8Array | undefined {
+    return this.#options.database.getSync(this.#databaseKey(originKey))
   }
 
   /** Writes all that is applied to the database, unless storage failed. */
   async close(): Promise<void> {
+    this.#closed = true
+    await this.#installing
     await this.#flushing
     while (!this.#failed && this.#appliedIndex !== this.#flushedIndex && this.#appliedIndex <= this.#options.durableIndex()) {
-      this.#due = true
-      this.flushIfDue()
+      this.flushSoon()
       await this.#flushing
     }
     this.#stopTimer()
+    await this.#emptying
   }
 
   #stopTimer(): void {
@@ -262,100 +357,28 @@ export class StateStore {
   #databaseKey(key: string): Buffer {
     return fromLatin1(this.#prefix + key)
   }
-
-  #readIndex(key: string): number {
-    const bytes = this.#options.database.getSync(this.#databaseKey(key))
-    return bytes === undefined ? 0 : readIndex(bytes, 0)
-  }
 }
 
-/** Entries of both overlays in a range, the newer one's taking precedence; nulls stay: they hide what the database has. */
-function overlayRange(older: Overlay, newer: Overlay, gte: string, lt: string): [string, StateRecord | null][] {
-  const entries: [string, StateRecord | null][] = []
-  const olderKeys = older.sortedKeys()
-  const newerKeys = newer.sortedKeys()
-  const olderEnd = lowerBound(olderKeys, lt)
-  const newerEnd = lowerBound(newerKeys, lt)
-  let o = lowerBound(olderKeys, gte)
-  let n = lowerBound(newerKeys, gte)
-  while (o < olderEnd || n < newerEnd) {
-    if (n >= newerEnd || (o < olderEnd && olderKeys[o]! < newerKeys[n]!)) {
-      const key = olderKeys[o++]!
-      entries.push([key, older.get(key)!])
-    } else {
-      const key = newerKeys[n++]!
-      if (o < olderEnd && olderKeys[o] === key) o++
-      entries.push([key, newer.get(key)!])
+async function readPage(iterator: DatabaseIterator, prefixLength: number, maxBytes: number): Promise<[Uint8Array, Uint8Array][]> {
+  const records: [Uint8Array, Uint8Array][] = []
+  let bytes = 0
+  while (bytes < maxBytes) {
+    const page = await iterator.nextv(256)
+    if (page.length === 0) break
+    for (const [key, value] of page) {
+      records.push([key.subarray(prefixLength), value])
+      bytes += key.length + value.length
+      if (bytes >= maxBytes) break
     }
   }
-  return entries
+  return records
 }
 
-/** Merges the database's entries with the overlay's, which take precedence. */
-class MergedCursor implements RecordCursor {
-  readonly #iterator: DatabaseIterator
-  readonly #pending: [string, StateRecord | null][]
-  readonly #reverse: boolean
-  readonly #prefixLength: number
-  readonly #decode: StateStoreOptions['decode']
-  #pendingAt = 0
-  #page: [Uint8Array, Uint8Array][] = []
-  #pageAt = 0
-  #ended = false
-
-  constructor(
-    iterator: DatabaseIterator,
-    pending: [string, StateRecord | null][],
-    reverse: boolean,
-    prefixLength: number,
-    decode: StateStoreOptions['decode'],
-  ) {
-    this.#iterator = iterator
-    this.#pending = pending
-    this.#reverse = reverse
-    this.#prefixLength = prefixLength
-    this.#decode = decode
-  }
-
-  async next(): Promise<{ key: string; record: StateRecord } | undefined> {
-    for (;;) {
-      if (this.#pageAt === this.#page.length && !this.#ended) {
-        this.#page = await this.#iterator.nextv(64)
-        this.#pageAt = 0
-        this.#ended = this.#page.length === 0
-      }
-      const stored = this.#page[this.#pageAt]
-      const storedKey = stored === undefined ? undefined : toLatin1(stored[0].subarray(this.#prefixLength))
-      const changed = this.#pending[this.#pendingAt]
-      if (changed !== undefined && (storedKey === undefined || changed[0] === storedKey || changed[0] < storedKey !== this.#reverse)) {
-        this.#pendingAt++
-        if (changed[0] === storedKey) this.#pageAt++
-        if (changed[1] !== null) return { key: changed[0], record: changed[1] }
-      } else if (stored !== undefined) {
-        this.#pageAt++
-        return { key: storedKey!, record: this.#decode(storedKey!, stored[1]) }
-      } else {
-        return undefined
-      }
-    }
-  }
-
-  close(): Promise<void> {
-    return this.#iterator.close()
-  }
-}
-
-async function drain(iterator: DatabaseIterator): Promise<[Uint8Array, Uint8Array][]> {
-  const entries: [Uint8Array, Uint8Array][] = []
-  try {
-    for (;;) {
-      const page = await iterator.nextv(1000)
-      if (page.length === 0) return entries
-      entries.push(...page)
-    }
-  } finally {
-    await iterator.close()
-  }
+function readApplied(reader: DatabaseReader, prefix: string): number {
+  const bytes = reader.getSync(fromLatin1(prefix + appliedKey))
+  if (bytes === undefined) return 0
+  const index = new Reader(bytes)
+  return index.u32() * 0x100000000 + index.u32()
 }
 
 function encodeIndex(index: number): Uint8Array {
@@ -363,9 +386,4 @@ function encodeIndex(index: number): Uint8Array {
     .u32(Math.floor(index / 0x100000000))
     .u32(index % 0x100000000)
     .finish()
-}
-
-function readIndex(bytes: Uint8Array, at: number): number {
-  const reader = new Reader(bytes, at)
-  return reader.u32() * 0x100000000 + reader.u32()
 }

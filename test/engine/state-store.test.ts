@@ -1,12 +1,14 @@
 import { join } from 'node:path'
 import { expect } from 'chai'
+import { CorruptionError } from '../../src/base/errors.js'
 import { systemRuntime } from '../../src/base/runtime.js'
 import { type Database, openLevel } from '../../src/engine/database.js'
 import type { StateRecord } from '../../src/engine/overlay.js'
-import { StateStore } from '../../src/engine/state-store.js'
+import { type StateCapture, StateStore } from '../../src/engine/state-store.js'
 import { SeededRandom } from '../../src/testing/seeded-random.js'
 import { withFolder } from '../support/folders.js'
 import { newSeed } from '../support/seed.js'
+import { CrashedError, crashAfter, dump } from './support/crashing-database.js'
 
 const group = 2
 
@@ -23,19 +25,25 @@ class TextRecord implements StateRecord {
   }
 }
 
-function makeStore(database: Database, flushBytes = 2000, durableIndex = () => Number.MAX_SAFE_INTEGER): StateStore {
+function makeStore(
+  database: Database,
+  flushBytes = 2000,
+  durableIndex = () => Number.MAX_SAFE_INTEGER,
+  onFailure = (error: unknown): void => {
+    throw error
+  },
+  ofGroup = group,
+): StateStore {
   return new StateStore({
     database,
-    group,
+    group: ofGroup,
     runtime: systemRuntime,
     decode: (_key, bytes) => new TextRecord(Buffer.from(bytes).toString()),
     flushBytes,
     flushAfterMs: 1,
     durableIndex,
     beforeFreeze: () => {},
-    onFailure: (error) => {
-      throw error
-    },
+    onFailure,
   })
 }
 
@@ -129,50 +137,61 @@ describe('StateStore', () => {
       expect((again.get('a') as TextRecord).text).to.equal('1')
     }))
 
-  it('hazard d3, D1.10: a flush lost from the middle empties the group, so that the log is replayed', () =>
+  it('hazard d1, d3, D1.10: every write to the state database is synced, so that no power loss can take one from the middle', () =>
     withDatabase(async (database) => {
-      const store = makeStore(database)
+      const syncs: boolean[] = []
+      const observed: Database = {
+        ...database,
+        batch: () => {
+          const batch = database.batch()
+          return {
+            put: (key, value) => batch.put(key, value),
+            del: (key) => batch.del(key),
+            write: (options) => {
+              syncs.push(options.sync)
+              return batch.write(options)
+            },
+          }
+        },
+      }
+      const store = makeStore(observed)
       await store.open()
-      const fences: Buffer[] = []
       for (let index = 1; index <= 3; index++) {
         store.set(`key${index}`, new TextRecord(`${index}`))
         store.advance(index)
-        await store.close()
-        const fence = Buffer.alloc(8)
-        fence.writeUInt32BE(index, 4)
-        fences.push(Buffer.concat([Buffer.from([0, group]), Buffer.from('\xff\xfff', 'latin1'), fence]))
+        store.flushSoon()
+        await store.flushed()
       }
-      const intact = makeStore(database)
-      await intact.open()
-      expect(intact.appliedIndex).to.equal(3)
-      const batch = database.batch()
-      batch.del(fences[1]!)
-      batch.del(Buffer.concat([Buffer.from([0, group]), Buffer.from('key2')]))
-      await batch.write({ sync: true })
-      const holed = makeStore(database)
-      await holed.open()
-      expect(holed.appliedIndex).to.equal(0)
-      expect(holed.get('key1')).to.equal(undefined)
-      expect(await collect(holed, '', '\xff', false)).to.deep.equal([])
+      await stageCopy(store, store.capture())
+      store.set('key4', new TextRecord('4'))
+      expect(await store.install(3, Buffer.from('origin'), () => {})).to.equal(false)
+      await store.close()
+      expect(syncs.length).to.be.at.least(5)
+      expect(syncs).to.not.include(false)
     }))
 
-  it('hazard p2: a crash in the middle of emptying a group leaves nothing of it behind', () =>
+  it('hazard p8, D1.7, D1.9: a crash at any write of flushes leaves the state at exactly its applied index', () =>
     withDatabase(async (database) => {
-      const store = makeStore(database)
-      await store.open()
-      store.set('left over', new TextRecord('1'))
-      store.advance(1)
-      await store.close()
-      const batch = database.batch()
-      batch.put(Buffer.concat([Buffer.from([0, group]), Buffer.from('\xff\xffe', 'latin1')]), Buffer.alloc(8))
-      await batch.write({ sync: true })
-      for (let again = 0; again < 2; again++) {
-        const opened = makeStore(database)
-        await opened.open()
-        expect(opened.appliedIndex).to.equal(0)
-        expect(opened.get('left over')).to.equal(undefined)
+      for (let writesLeft = 0; writesLeft <= 6; writesLeft++) {
+        const failures: unknown[] = []
+        const crashing = crashAfter(database, writesLeft)
+        const store = makeStore(crashing, 1, undefined, (error) => failures.push(error))
+        await store.open()
+        const first = store.appliedIndex
+        for (let index = first + 1; index <= first + 4 && failures.length === 0; index++) {
+          store.set('last', new TextRecord(`${index}`))
+          store.set(`key${index}`, new TextRecord(`${index}`))
+          store.advance(index)
+          await store.flushed()
+        }
+        await store.close()
+        expect(failures.length, `crash at write ${writesLeft}`).to.equal(writesLeft < 4 ? 1 : 0)
+        const again = makeStore(database)
+        await again.open()
+        expect(again.appliedIndex).to.equal(first + Math.min(4, writesLeft))
+        if (again.appliedIndex > 0) expect((again.get('last') as TextRecord).text).to.equal(`${again.appliedIndex}`)
+        expect((await collect(again, 'key', 'kez', false)).length).to.equal(again.appliedIndex)
       }
-      expect(await database.iterate({ gte: Buffer.from([0, group]), lt: Buffer.from([0, group + 1]) }).nextv(10)).to.deep.equal([])
     }))
 
   it('hazard D1.7: never flushes what the log does not hold durably, and asks the host to wait instead', () =>
@@ -196,21 +215,202 @@ describe('StateStore', () => {
       expect(again.appliedIndex).to.equal(1)
     }))
 
-  it('keeps the number of fences bounded by durability barriers', () =>
-    withDatabase(async (database) => {
-      const store = makeStore(database)
-      await store.open()
-      for (let index = 1; index <= 300; index++) {
-        store.set('key', new TextRecord(`${index}`))
-        store.advance(index)
+  describe('with a snapshot', () => {
+    it('captures what was flushed last, and stays the same while writes go on', () =>
+      withDatabase(async (database) => {
+        const store = makeStore(database, 1_000_000)
+        await store.open()
+        await fill(store, 1, 50)
+        store.set('key 10', new TextRecord('not flushed'))
+        store.advance(51)
+        const capture = store.capture()
+        store.set('key 20', null)
+        store.advance(52)
+        store.flushSoon()
+        await store.flushed()
+        expect(store.flushedIndex).to.equal(52)
+        expect(capture.index).to.equal(50)
+        const records = await readAll(capture, 64)
+        expect(records.filter(([key]) => key.startsWith('key'))).to.deep.equal(expectedKeys(1, 50))
+        expect(await readAll(capture, 1_000_000)).to.deep.equal(records)
+        await capture.close()
         await store.close()
-      }
-      const iterator = database.iterate({ gte: Buffer.from([0, group, 0xff, 0xff]), lt: Buffer.from([0, group + 1]) })
-      const own = await iterator.nextv(1000)
-      await iterator.close()
-      expect(own.length).to.be.at.most(140)
-      const again = makeStore(database)
-      await again.open()
-      expect(again.appliedIndex).to.equal(300)
-    }))
+      }))
+
+    it('hazard m8, D6.52: is invisible until it is installed, then replaces all at once, and its old state is removed', () =>
+      withDatabase(async (database) => {
+        const source = makeStore(database, 1_000_000, undefined, undefined, group + 1)
+        await source.open()
+        await fill(source, 1, 300)
+        const store = makeStore(database)
+        await store.open()
+        store.set('old', new TextRecord('old'))
+        store.advance(7)
+        await store.flushed()
+        await stageCopy(store, source.capture())
+        expect((store.get('old') as TextRecord).text).to.equal('old')
+        expect(store.get('key 1')).to.equal(undefined)
+        expect(await collect(store, '', '\xfe', false)).to.deep.equal([['old', 'old']])
+        const cursor = store.iterate('', '\xfe', false)
+        let told = 0
+        expect(await store.install(300, Buffer.from('origin'), () => told++)).to.equal(true)
+        expect(told).to.equal(1)
+        expect([store.appliedIndex, store.flushedIndex]).to.deep.equal([300, 300])
+        expect(Buffer.from(store.origin()!).toString()).to.equal('origin')
+        expect(store.get('old')).to.equal(undefined)
+        expect(await collect(store, 'key', 'kez', false)).to.deep.equal(expectedKeys(1, 300))
+        // Who was reading goes on with what it began with.
+        expect((await cursor.next())?.key).to.equal('old')
+        expect(await cursor.next()).to.equal(undefined)
+        await cursor.close()
+        store.set('key 1', new TextRecord('new'))
+        store.advance(301)
+        await until(async () => !(await dump(database)).some((record) => record.endsWith('old=old')))
+        await store.close()
+        const again = makeStore(database)
+        await again.open()
+        expect(again.appliedIndex).to.equal(301)
+        expect((await collect(again, 'key', 'kez', false))[0]).to.deep.equal(['key 1', 'new'])
+        await source.close()
+      }))
+
+    it('hazard m9, D6.47: never moves back: a snapshot that the state has overtaken is removed', () =>
+      withDatabase(async (database) => {
+        const store = makeStore(database)
+        await store.open()
+        await fill(store, 1, 20)
+        await stageCopy(store, store.capture())
+        await fill(store, 21, 30)
+        const before = await collect(store, '', '\xfe', false)
+        expect(await store.install(20, Buffer.alloc(0), () => expect.fail('installed'))).to.equal(false)
+        expect(store.appliedIndex).to.equal(30)
+        expect(await collect(store, '', '\xfe', false)).to.deep.equal(before)
+        await until(async () => !(await dump(database)).some((record) => record.startsWith('\x00\x02\x01')))
+        await store.close()
+      }))
+
+    it('refuses to install what is not whole: a staged state without its applied index', () =>
+      withDatabase(async (database) => {
+        const store = makeStore(database)
+        await store.open()
+        await store.beginStaging()
+        await store.stage([[Buffer.from('key'), Buffer.from('half')]])
+        let failure: unknown
+        await store
+          .install(10, Buffer.alloc(0), () => {})
+          .catch((error: unknown) => {
+            failure = error
+          })
+        expect(failure).to.be.instanceOf(CorruptionError)
+        expect(store.appliedIndex).to.equal(0)
+        expect(store.get('key')).to.equal(undefined)
+        await store.close()
+      }))
+
+    it('hazard m8, p1, p2: a crash at any write of an install leaves the old state or the new one, whole, and nothing else after the next start', () =>
+      withFolder(async (folder) => {
+        for (let writesLeft = 0, finished = false; !finished; writesLeft++) {
+          const database = await openLevel(join(folder, `${writesLeft}`), { cacheBytes: 1024 * 1024, writeBufferBytes: 64 * 1024 })
+          try {
+            const source = makeStore(database, 1_000_000, undefined, undefined, group + 1)
+            await source.open()
+            await fill(source, 100, 130)
+            const before = makeStore(database)
+            await before.open()
+            await fill(before, 1, 10)
+            await before.close()
+            const crashing = crashAfter(database, writesLeft)
+            const store = makeStore(crashing, 1, undefined, () => {})
+            await store.open()
+            try {
+              await stageCopy(store, source.capture())
+              await store.install(130, Buffer.from('origin'), () => {})
+              await until(async () => crashing.crashed || !(await dump(database)).some((record) => record.startsWith('\x00\x02\x00')))
+            } catch (error) {
+              if (!(error instanceof CrashedError)) throw error
+            }
+            finished = !crashing.crashed
+            await store.close()
+            const again = makeStore(database)
+            await again.open()
+            const installed = again.appliedIndex === 130
+            if (!installed) expect(again.appliedIndex, `crash at write ${writesLeft}`).to.equal(10)
+            expect(await collect(again, 'key', 'kez', false)).to.deep.equal(installed ? expectedKeys(100, 130) : expectedKeys(1, 10))
+            expect(again.origin() !== undefined).to.equal(installed)
+            const other = installed ? '\x00\x02\x00' : '\x00\x02\x01'
+            await until(async () => !(await dump(database)).some((record) => record.startsWith(other)))
+            await again.close()
+            await source.close()
+          } finally {
+            await database.close()
+          }
+          expect(writesLeft).to.be.lessThan(40)
+        }
+      }))
+
+    it('hazard m9, D6.47: takes two snapshots in succession, and applies between them', () =>
+      withDatabase(async (database) => {
+        const source = makeStore(database, 1_000_000, undefined, undefined, group + 1)
+        await source.open()
+        const store = makeStore(database)
+        await store.open()
+        let last = 0
+        for (const index of [40, 90]) {
+          await fill(source, last + 1, index)
+          await stageCopy(store, source.capture())
+          expect(await store.install(index, Buffer.from(`${index}`), () => {})).to.equal(true)
+          store.set(`key ${index + 1}`, new TextRecord(`${index + 1}`))
+          store.advance(index + 1)
+          last = index
+        }
+        await store.close()
+        const again = makeStore(database)
+        await again.open()
+        expect(again.appliedIndex).to.equal(91)
+        expect(await collect(again, 'key', 'kez', false)).to.deep.equal(expectedKeys(1, 91))
+        await source.close()
+      }))
+  })
 })
+
+/** Entries from first to last, each with a key of its own, flushed. */
+async function fill(store: StateStore, first: number, last: number): Promise<void> {
+  for (let index = first; index <= last; index++) {
+    store.set(`key ${index}`, new TextRecord(`${index}`))
+    store.advance(index)
+  }
+  await store.flushed()
+  store.flushSoon()
+  await store.flushed()
+}
+
+function expectedKeys(first: number, last: number): [string, string][] {
+  const keys = Array.from({ length: last - first + 1 }, (_, at): [string, string] => [`key ${first + at}`, `${first + at}`])
+  return keys.sort(([one], [other]) => (one < other ? -1 : 1))
+}
+
+async function readAll(capture: StateCapture, maxBytes: number): Promise<[string, string][]> {
+  const found: [string, string][] = []
+  for (let after: Uint8Array | null = null; ; ) {
+    const page: [Uint8Array, Uint8Array][] = await capture.read(after, maxBytes)
+    if (page.length === 0) return found
+    for (const [key, value] of page) found.push([Buffer.from(key).toString('latin1'), Buffer.from(value).toString()])
+    after = page[page.length - 1]![0]
+  }
+}
+
+/** Stages a captured state in a store. */
+async function stageCopy(store: StateStore, capture: StateCapture): Promise<void> {
+  await store.beginStaging()
+  for (let after: Uint8Array | null = null; ; ) {
+    const page: [Uint8Array, Uint8Array][] = await capture.read(after, 200)
+    if (page.length === 0) break
+    await store.stage(page)
+    after = page[page.length - 1]![0]
+  }
+  await capture.close()
+}
+
+async function until(condition: () => Promise<boolean>): Promise<void> {
+  while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 1))
+}
