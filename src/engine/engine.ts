@@ -161,7 +161,7 @@ export class Engine {
     }
     core = new RaftCore({
       id: nodeId,
-      configuration: { voters: members, learners: [], votersOutgoing: [] },
+      configurations: [{ index: 0, configuration: { voters: members, learners: [], votersOutgoing: [] } }],
       hardState,
       terms,
       lastIndex,

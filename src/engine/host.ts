@@ -10,6 +10,7 @@
 import { Reader, Writer } from '../base/codec.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
 import { decodeMessage, encodeMessage } from '../raft/message-codec.js'
+import { mergeWork } from '../raft/persistence.js'
 import type { Message, MessageAfterPersist, NodeId, PersistWork } from '../raft/types.js'
 import { Channel, type MessengerFace } from '../transport/messenger.js'
 import type { Address } from '../transport/transport.js'
@@ -167,16 +168,7 @@ export class Host {
       this.#works.push({ group, work })
       return
     }
-    const { sequence, truncateFrom } = work
-    const kept = truncateFrom === null ? before.entries : before.entries.filter(({ index }) => index < truncateFrom)
-    const merged: PersistWork = {
-      sequence,
-      hardState: work.hardState ?? before.hardState,
-      // Where entries that were waiting are cut, the log on disk is not.
-      truncateFrom: kept.length > 0 ? before.truncateFrom : truncateFrom,
-      entries: work.entries.length === 0 ? kept : kept.concat(work.entries),
-    }
-    this.#works[at] = { group, work: merged }
+    this.#works[at] = { group, work: mergeWork(before, work) }
   }
 
   #startWrite(): void {

@@ -10,7 +10,7 @@
  */
 import { CorruptionError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
-import { type Consensus, EntryKind, type Input, type NodeId, type Output } from '../raft/types.js'
+import { type Consensus, EntryKind, type Input, type NodeId, type Output, type RejectReason } from '../raft/types.js'
 import type { CommandResult } from './command.js'
 import type { KvMachine } from './kv-machine.js'
 import type { LogStore } from './log-store.js'
@@ -126,12 +126,13 @@ export class Replica {
       else this.#waitingReads.push({ index, reply })
     }
     for (const { id, reason } of output.rejected) {
+      const refusal = refusalFor(reason)
       const write = this.#proposals.get(id)
       if (write !== undefined) {
         this.#proposals.delete(id)
-        write(null, reason)
+        write(null, refusal)
       } else {
-        take(this.#reads, id)(reason)
+        take(this.#reads, id)(refusal)
       }
     }
     if (this.core.role !== 'leader' && this.#waitingWritesAt < this.#waitingWrites.length) this.#loseWrites('lost')
@@ -230,6 +231,11 @@ export class Replica {
     this.#reads.clear()
     this.#waitingReads = []
   }
+}
+
+/** A leader that is busy with itself is asked again a little later. */
+function refusalFor(reason: RejectReason): Refusal {
+  return reason === 'not-leader' || reason === 'lost' ? reason : 'overloaded'
 }
 
 function take<T>(map: Map<number, T>, id: number): T {

@@ -18,11 +18,12 @@ import { Following } from './following.js'
 import { invariant, unreachable } from './invariant.js'
 import { entryBytes } from './log.js'
 import type { Progress } from './progress.js'
-import { membersOf } from './quorum.js'
+import { isMember } from './quorum.js'
 import { Reads } from './reads.js'
 import { Replication } from './replication.js'
 import { ReplicaState, type Transitions } from './state.js'
 import {
+  type Configuration,
   type Consensus,
   type Entry,
   EntryKind,
@@ -30,6 +31,7 @@ import {
   type Message,
   type NodeId,
   type Output,
+  type PeerProgress,
   type RaftOptions,
   type RaftStatus,
   type Role,
@@ -59,7 +61,6 @@ export class RaftCore implements Consensus {
   readonly #reads: Reads
   readonly #replication: Replication
   readonly #following: Following
-  #members: ReadonlySet<NodeId>
 
   /**
    * @throws InvalidArgumentError when an option is out of its range.
@@ -76,7 +77,6 @@ export class RaftCore implements Consensus {
     this.#reads = new Reads(this.#state, this.#commit)
     this.#replication = new Replication(this.#state, this.#commit, this.#reads, transitions)
     this.#following = new Following(this.#state, this.#election, transitions)
-    this.#members = new Set(membersOf(this.#state.configuration))
   }
 
   get role(): Role {
@@ -97,6 +97,23 @@ export class RaftCore implements Consensus {
 
   get lastIndex(): number {
     return this.#state.log.lastIndex
+  }
+
+  get firstIndex(): number {
+    return this.#state.log.snapshotIndex + 1
+  }
+
+  get configuration(): Configuration {
+    return this.#state.configuration
+  }
+
+  configurationAt(index: number): Configuration | undefined {
+    const { log, configurations } = this.#state
+    return index < log.snapshotIndex || index > log.lastIndex ? undefined : configurations.at(index)
+  }
+
+  progress(): readonly PeerProgress[] {
+    return this.#replication.progress()
   }
 
   get nextTickMs(): number {
@@ -160,6 +177,16 @@ export class RaftCore implements Consensus {
         break
       case 'fetched':
         this.#replication.onFetched(input.peer, input.entries)
+        break
+      case 'configure':
+      case 'transfer':
+        this.#state.outbox.rejected(input.id, this.#state.role === 'leader' ? 'busy' : 'not-leader')
+        break
+      case 'compacted':
+        this.#compacted(input.index)
+        break
+      case 'restored':
+        this.#restored(input.index, input.term, input.configuration)
         break
       case 'unreachable':
         this.#replication.onUnreachable(input.peer)
@@ -228,6 +255,29 @@ export class RaftCore implements Consensus {
     this.#evict()
   }
 
+  #compacted(index: number): void {
+    const { log, configurations, appliedIndex, persistence } = this.#state
+    invariant(index <= Math.min(appliedIndex, persistence.durableIndex), 'only applied and durable entries are compacted away')
+    log.compact(index)
+    configurations.compacted(index)
+  }
+
+  #restored(index: number, term: number, configuration: Configuration): void {
+    const state = this.#state
+    const { log, configurations, persistence, appliedIndex, commitIndex } = state
+    invariant(index >= appliedIndex, 'a snapshot never moves a replica back')
+    if (index <= log.snapshotIndex) return
+    // What it holds was committed in its term or a later one: a leader of an earlier term may contradict it, and is not followed any more.
+    if (term > state.term) this.#becomeFollower(term, null)
+    const lastIndex = log.lastIndex
+    const isKept = log.restore(index, term)
+    configurations.restored(index, configuration, isKept)
+    persistence.restored({ index, term, configuration: state.configurations.at(index) }, isKept ? lastIndex : commitIndex)
+    state.commitUpTo(index)
+    state.appliedIndex = index
+    this.#evict()
+  }
+
   /** Lets go of memory, the oldest first: entries that are durable and applied, and when applying lags far behind, also such that are only committed. */
   #evict(): void {
     const { log, persistence, appliedIndex, commitIndex, options } = this.#state
@@ -276,6 +326,9 @@ export class RaftCore implements Consensus {
         return true
       case 'vote-request':
         return this.#onVoteRequest(message)
+      case 'snapshot-offer':
+      case 'timeout-now':
+        return true
       case 'append-request':
         if (message.term < this.#state.term) {
           this.#following.refuseAppend(message)
@@ -319,7 +372,7 @@ export class RaftCore implements Consensus {
 
   #onReply(message: Extract<Message, { type: `${string}-reply` }>): boolean {
     const { id, term } = this.#state
-    if (message.from !== id && !this.#members.has(message.from)) return true
+    if (message.from !== id && !isMember(this.#state.configuration, message.from)) return true
     // A granted pre-vote speaks of a term that nobody has entered yet.
     if (message.type === 'pre-vote-reply' && message.granted) {
       this.#election.onPreVoteReply(message)

@@ -115,7 +115,7 @@ export class Election {
     for (const to of votersOf(configuration)) {
       if (to === id || this.#granted.has(to)) continue
       const question = { from: id, to, lastIndex: log.lastIndex, lastTerm: log.lastTerm, sequence: this.#sequence }
-      if (role === 'candidate') this.#state.sendOnceDurable({ type: 'vote-request', term, ...question })
+      if (role === 'candidate') this.#state.sendOnceDurable({ type: 'vote-request', term, ...question, transfer: false })
       else outbox.now({ type: 'pre-vote-request', term: term + 1, ...question })
     }
   }

@@ -34,8 +34,8 @@ export class RaftLog {
   // Two parallel arrays instead of one of objects: `termAt` is called for each entry of an append that overlaps.
   readonly #runTerms: number[] = []
   readonly #runFirstIndexes: number[] = []
-  readonly #snapshotIndex: number
-  readonly #snapshotTerm: number
+  #snapshotIndex: number
+  #snapshotTerm: number
   #lastIndex: number
   #tail: Entry[] = []
   /** Places of `#tail` before this one are evicted. */
@@ -202,16 +202,61 @@ export class RaftLog {
     return bytes
   }
 
+  /** The log starts right after `index` now; its entries up to there are forgotten. An index before the present start says nothing new. */
+  compact(index: number): void {
+    invariant(index <= this.#lastIndex, 'only entries that are in the log are compacted away')
+    if (index <= this.#snapshotIndex) return
+    this.#snapshotTerm = this.termAt(index)!
+    const dropped = index === this.#lastIndex ? this.#runTerms.length : this.#runOf(index + 1)
+    this.#runTerms.splice(0, dropped)
+    this.#runFirstIndexes.splice(0, dropped)
+    if (this.#runFirstIndexes.length > 0) this.#runFirstIndexes[0] = index + 1
+    this.#snapshotIndex = index
+    while (this.#tailFirstIndex <= index) this.#evictFirst()
+    this.#reclaim()
+  }
+
+  /**
+   * A snapshot that reaches `index` stands for all up to there. What follows is kept when this log holds that very entry, else nothing is (hazard D6.47). Returns whether it was kept.
+   */
+  restore(index: number, term: number): boolean {
+    if (this.termAt(index) === term) {
+      this.compact(index)
+      return true
+    }
+    this.#runTerms.length = 0
+    this.#runFirstIndexes.length = 0
+    this.#snapshotIndex = index
+    this.#snapshotTerm = term
+    this.#lastIndex = index
+    this.#tail = []
+    this.#tailHead = 0
+    this.#tailBytes = 0
+    this.#tailFirstIndex = index + 1
+    return false
+  }
+
   /** Drops entries from the front, up to and including `limitIndex`, until the tail is within `maxBytes`. */
   evict(limitIndex: number, maxBytes: number): void {
     if (this.#tailBytes <= maxBytes) return
     const limit = Math.min(limitIndex, this.#lastIndex)
     while (this.#tailBytes > maxBytes && this.#tailFirstIndex <= limit) {
+      this.#evictFirst()
+    }
+    this.#reclaim()
+  }
+
+  #evictFirst(): void {
+    // After a restart the tail is empty, and begins after the last index.
+    if (this.#tailHead < this.#tail.length) {
       this.#tailBytes -= entryBytes(this.#tail[this.#tailHead]!)
       this.#tail[this.#tailHead] = evicted
       this.#tailHead++
-      this.#tailFirstIndex++
     }
+    this.#tailFirstIndex++
+  }
+
+  #reclaim(): void {
     if (this.#tailHead >= minCompactedPlaces && this.#tailHead * 2 >= this.#tail.length) {
       this.#tail = this.#tail.slice(this.#tailHead)
       this.#tailHead = 0

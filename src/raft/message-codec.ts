@@ -7,20 +7,23 @@
  * 3. Sender and receiver are not written: the frame knows them. Data of decoded entries are views of the buffer.
  *
  * message     type u8, term, then by type:
- *   (pre-)vote request      lastIndex, lastTerm, sequence
+ *   (pre-)vote request      lastIndex, lastTerm, sequence; a vote request also transfer u8
  *   (pre-)vote reply        granted u8, sequence
  *   append request          previousIndex, previousTerm, commitIndex, session, sequence, entries
  *   append reply            accepted u8, session, sequence, then accepted: matchIndex; else: conflictTerm, conflictIndex
  *   heartbeat               commitIndex, round
  *   heartbeat reply         round
+ *   snapshot offer          snapshotIndex, snapshotTerm, session, sequence
+ *   timeout now             nothing
+ * configuration             version u8 (1), then voters, learners, outgoing voters: count and so many ids (text), each once
  * entries     count; unless 0: firstIndex, runs of one term and kind (term less the previous run's, kind u8, length) until they add up to the count,
  *             then each entry's data behind its length
  * Numbers are varints unless said otherwise.
  */
-import type { Reader, Writer } from '../base/codec.js'
+import { Reader, Writer } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
 import { unreachable } from './invariant.js'
-import { type Entry, EntryKind, type Message, type NodeId } from './types.js'
+import { type Configuration, type Entry, EntryKind, type Message, type NodeId } from './types.js'
 
 const MessageType = {
   'pre-vote-request': 1,
@@ -31,6 +34,8 @@ const MessageType = {
   'append-reply': 6,
   heartbeat: 7,
   'heartbeat-reply': 8,
+  'snapshot-offer': 9,
+  'timeout-now': 10,
 } as const satisfies Record<Message['type'], number>
 
 const messageTypes = new Map<number, Message['type']>(Object.entries(MessageType).map(([type, value]) => [value, type as Message['type']]))
@@ -97,13 +102,57 @@ export function decodeEntries(reader: Reader): Entry[] {
   return entries
 }
 
+const configurationVersion = 1
+
+/** The data of a configuration entry; also how the log store keeps a configuration. */
+export function encodeConfiguration(configuration: Configuration): Uint8Array {
+  const writer = new Writer()
+  writer.u8(configurationVersion)
+  for (const ids of [configuration.voters, configuration.learners, configuration.votersOutgoing]) {
+    writer.varint(ids.length)
+    for (const id of ids) writer.text(id)
+  }
+  return writer.finish()
+}
+
+/** Reads what `encodeConfiguration` wrote. Throws CorruptionError, also for a member that stands twice in a list or is voter and learner at once. */
+export function decodeConfiguration(data: Uint8Array): Configuration {
+  const reader = new Reader(data)
+  const version = reader.u8()
+  if (version !== configurationVersion) throw malformed(`version ${version} of a configuration`)
+  const voters = decodeIds(reader)
+  const learners = decodeIds(reader)
+  const votersOutgoing = decodeIds(reader)
+  reader.end()
+  for (const id of learners) if (voters.includes(id)) throw malformed('a member that is voter and learner at once')
+  return { voters, learners, votersOutgoing }
+}
+
+function decodeIds(reader: Reader): NodeId[] {
+  const ids = new Set<NodeId>()
+  const count = reader.count(2)
+  for (let position = 0; position < count; position++) {
+    const id = reader.text()
+    if (id === '') throw malformed('a member without id')
+    ids.add(id)
+  }
+  if (ids.size !== count) throw malformed('a member that stands twice in a configuration')
+  return [...ids]
+}
+
 /** Writes one message, without sender and receiver. */
 export function encodeMessage(writer: Writer, message: Message): void {
   writer.u8(MessageType[message.type]).varint(message.term)
   switch (message.type) {
     case 'pre-vote-request':
-    case 'vote-request':
       writer.varint(message.lastIndex).varint(message.lastTerm).varint(message.sequence)
+      break
+    case 'vote-request':
+      writer
+        .varint(message.lastIndex)
+        .varint(message.lastTerm)
+        .varint(message.sequence)
+        .u8(message.transfer ? 1 : 0)
       break
     case 'pre-vote-reply':
     case 'vote-reply':
@@ -126,6 +175,11 @@ export function encodeMessage(writer: Writer, message: Message): void {
       break
     case 'heartbeat-reply':
       writer.varint(message.round)
+      break
+    case 'snapshot-offer':
+      writer.varint(message.snapshotIndex).varint(message.snapshotTerm).varint(message.session).varint(message.sequence)
+      break
+    case 'timeout-now':
       break
     default:
       unreachable(message)
@@ -150,8 +204,9 @@ export function decodeMessage(reader: Reader, from: NodeId, to: NodeId): Message
   // Object literals keep the order of evaluation: fields are read in the order written here.
   switch (type) {
     case 'pre-vote-request':
-    case 'vote-request':
       return { type, from, to, term, lastIndex: reader.varint(), lastTerm: reader.varint(), sequence: reader.varint() }
+    case 'vote-request':
+      return { type, from, to, term, lastIndex: reader.varint(), lastTerm: reader.varint(), sequence: reader.varint(), transfer: decodeFlag(reader) }
     case 'pre-vote-reply':
     case 'vote-reply':
       return { type, from, to, term, granted: decodeFlag(reader), sequence: reader.varint() }
@@ -179,6 +234,19 @@ export function decodeMessage(reader: Reader, from: NodeId, to: NodeId): Message
       return { type, from, to, term, commitIndex: reader.varint(), round: reader.varint() }
     case 'heartbeat-reply':
       return { type, from, to, term, round: reader.varint() }
+    case 'snapshot-offer':
+      return {
+        type,
+        from,
+        to,
+        term,
+        snapshotIndex: reader.varint(),
+        snapshotTerm: reader.varint(),
+        session: reader.varint(),
+        sequence: reader.varint(),
+      }
+    case 'timeout-now':
+      return { type, from, to, term }
     default:
       return unreachable(type)
   }

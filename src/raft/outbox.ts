@@ -5,7 +5,7 @@
  * 2. When the term rises, what still waits there speaks for an older term and is dropped, as if the network had lost it: what does leave is true
  * of the state that was persisted with it.
  */
-import type { AppendReply, FetchRequest, MessageAfterPersist, MessageNow, Output, PersistWork, RejectReason } from './types.js'
+import type { AppendReply, FetchRequest, InstallRequest, MessageAfterPersist, MessageNow, Output, PersistWork, RejectReason } from './types.js'
 
 export class Outbox {
   #sendNow: MessageNow[] = []
@@ -14,6 +14,9 @@ export class Outbox {
   #rejected: Output['rejected'] = []
   #reads: Output['reads'] = []
   #fetch: FetchRequest[] = []
+  #configured: Output['configured'] = []
+  #transferred: Output['transferred'] = []
+  #install: InstallRequest | null = null
 
   get isEmpty(): boolean {
     return (
@@ -22,7 +25,10 @@ export class Outbox {
       this.#accepted.length === 0 &&
       this.#rejected.length === 0 &&
       this.#reads.length === 0 &&
-      this.#fetch.length === 0
+      this.#fetch.length === 0 &&
+      this.#configured.length === 0 &&
+      this.#transferred.length === 0 &&
+      this.#install === null
     )
   }
 
@@ -60,6 +66,19 @@ export class Outbox {
     this.#fetch.push(request)
   }
 
+  configured(id: number): void {
+    this.#configured.push({ id })
+  }
+
+  transferred(id: number): void {
+    this.#transferred.push({ id })
+  }
+
+  /** The last offer counts. */
+  install(request: InstallRequest): void {
+    this.#install = request
+  }
+
   /** The term rose. */
   dropClaims(): void {
     if (this.#sendAfterPersist.length > 0) this.#sendAfterPersist = []
@@ -74,6 +93,9 @@ export class Outbox {
       rejected: this.#rejected,
       reads: this.#reads,
       fetch: this.#fetch,
+      configured: this.#configured,
+      transferred: this.#transferred,
+      install: this.#install,
     }
     this.#sendNow = []
     this.#sendAfterPersist = []
@@ -81,6 +103,9 @@ export class Outbox {
     this.#rejected = []
     this.#reads = []
     this.#fetch = []
+    this.#configured = []
+    this.#transferred = []
+    this.#install = null
     return output
   }
 }

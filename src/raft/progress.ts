@@ -13,9 +13,7 @@
  * twice to a follower that is only slow, and a loss is found within about two intervals whichever message was lost (hazard D7.55).
  */
 import { invariant } from './invariant.js'
-import type { NodeId } from './types.js'
-
-export type ProgressState = 'probe' | 'replicate'
+import type { NodeId, ProgressState } from './types.js'
 
 /** Entries asked for from the host, since they are no longer in memory. */
 export interface FetchUnderWay {

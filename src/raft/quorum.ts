@@ -45,6 +45,11 @@ export function isVoter(configuration: Configuration, id: NodeId): boolean {
   return configuration.voters.includes(id) || configuration.votersOutgoing.includes(id)
 }
 
+/** Whether a node takes part in this configuration in any way. */
+export function isMember(configuration: Configuration, id: NodeId): boolean {
+  return isVoter(configuration, id) || configuration.learners.includes(id)
+}
+
 /** All members, each once: voters, outgoing voters, learners. */
 export function membersOf(configuration: Configuration): NodeId[] {
   return [...new Set([...configuration.voters, ...configuration.votersOutgoing, ...configuration.learners])]

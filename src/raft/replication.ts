@@ -20,7 +20,7 @@ import { Progress } from './progress.js'
 import { hasQuorum, isVoter, membersOf, quorumValue } from './quorum.js'
 import type { Reads } from './reads.js'
 import type { ReplicaState, Transitions } from './state.js'
-import type { AppendReply, Entry, HeartbeatReply, NodeId } from './types.js'
+import type { AppendReply, Entry, HeartbeatReply, NodeId, PeerProgress } from './types.js'
 
 export class Replication {
   readonly #state: ReplicaState
@@ -49,6 +49,18 @@ export class Replication {
   /** What is believed of a follower; for tests and status. */
   progressOf(peer: NodeId): Progress | undefined {
     return this.#peers.get(peer)
+  }
+
+  /** What is believed of every other member; empty for whoever does not lead. */
+  progress(): PeerProgress[] {
+    const activeAfterMs = this.#state.nowMs - this.#state.options.electionTimeoutMs
+    return [...this.#peers.values()].map(({ id, matchIndex, nextIndex, state, lastHeardMs }) => ({
+      peer: id,
+      matchIndex,
+      nextIndex,
+      state,
+      isActive: lastHeardMs > activeAfterMs,
+    }))
   }
 
   /** Leadership was won; the term's no-op is the last entry. */
@@ -123,6 +135,8 @@ export class Replication {
     // What the follower needs next is covered by a snapshot: here sending that snapshot will begin. Until then it gets heartbeats alone.
     if (progress.nextIndex <= this.#state.log.snapshotIndex) return false
     switch (progress.state) {
+      case 'snapshot':
+        return false
       case 'probe':
         return !progress.probeSent
       case 'replicate':
@@ -148,6 +162,8 @@ export class Replication {
   #sendTo(progress: Progress): void {
     const { log, options } = this.#state
     switch (progress.state) {
+      case 'snapshot':
+        return
       case 'probe': {
         const entries = progress.probedWithEntries ? [] : log.entries(progress.nextIndex, log.lastIndex, options.maxAppendBytes)
         this.#sendAppend(progress, entries)

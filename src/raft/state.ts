@@ -9,11 +9,12 @@
  * 4. Time comes from outside and never goes back.
  */
 import { CorruptionError, InvalidArgumentError } from '../base/errors.js'
+import { Configurations } from './configurations.js'
 import { invariant } from './invariant.js'
 import { RaftLog } from './log.js'
 import { Outbox } from './outbox.js'
 import { Persistence } from './persistence.js'
-import { isVoter, normalizeConfiguration } from './quorum.js'
+import { isVoter } from './quorum.js'
 import type { Configuration, HeartbeatReply, MessageAfterPersist, NodeId, PreVoteReply, RaftOptions, Role } from './types.js'
 
 /** What a concern asks of the whole replica. */
@@ -30,7 +31,7 @@ export class ReplicaState {
   readonly log: RaftLog
   readonly persistence: Persistence
   readonly outbox = new Outbox()
-  configuration: Configuration
+  readonly configurations: Configurations
   role: Role = 'follower'
   leader: NodeId | null = null
   nowMs: number
@@ -45,7 +46,7 @@ export class ReplicaState {
     this.options = options
     this.id = options.id
     this.log = new RaftLog(options)
-    this.configuration = normalizeConfiguration(options.configuration)
+    this.configurations = new Configurations(options.configurations, options.snapshotIndex, options.lastIndex)
     this.nowMs = options.nowMs
     this.#term = options.hardState.term
     this.#vote = options.hardState.vote
@@ -68,6 +69,11 @@ export class ReplicaState {
 
   get commitIndex(): number {
     return this.#commitIndex
+  }
+
+  /** The configuration in force. */
+  get configuration(): Configuration {
+    return this.configurations.current
   }
 
   get isVoter(): boolean {

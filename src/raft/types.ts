@@ -6,10 +6,10 @@
  * 2. Output goes to one of two lists that are apart by type: what may leave at once, and what is only true once the persist
  *    work up to the same drain is durable. Votes, append acknowledgements and the leader's acknowledgement to itself exist only in the second.
  * 3. The host writes persist work in the order of its sequence numbers and reports each by `persisted`.
- * 4. The core never reads an entry's data.
+ * 4. The core never reads a command's data; of entries it reads those that hold a configuration.
  */
 
-/** A node's stable id. */
+/** A member's stable id, as configurations name it. (What it is made of, a node's id and perhaps the life of its replica, is not the core's business.) */
 export type NodeId = string
 
 export const EntryKind = { noop: 0, command: 1, configuration: 2 } as const
@@ -28,12 +28,19 @@ export interface HardState {
   readonly vote: NodeId | null
 }
 
-/** Who takes part. (Joint configurations come with membership changes: `votersOutgoing` is their place.) */
+/** Who takes part. Without voters: a replica that was made to join a group, and has not been told yet who is in it. */
 export interface Configuration {
   readonly voters: readonly NodeId[]
+  /** Are sent the log and count in no quorum. While a joint configuration is in force, an outgoing voter may already stand here. */
   readonly learners: readonly NodeId[]
-  /** The outgoing voters while a joint configuration is in force; empty otherwise. */
+  /** The voters before the change while a joint configuration is in force; empty otherwise. */
   readonly votersOutgoing: readonly NodeId[]
+}
+
+/** A configuration and the entry that holds it; the first one of a log may stand for the snapshot's index, or for 0: whom the group began with. */
+export interface ConfigurationRecord {
+  readonly index: number
+  readonly configuration: Configuration
 }
 
 /** A run of consecutive entries of one term, from `firstIndex` up to the next run's first index. */
@@ -71,6 +78,8 @@ export interface VoteRequest extends Envelope {
   readonly lastIndex: number
   readonly lastTerm: number
   readonly sequence: number
+  /** The leader itself asked for this campaign (`timeout-now`): that it was heard lately stands not against it. */
+  readonly transfer: boolean
 }
 
 export interface VoteReply extends Envelope {
@@ -120,8 +129,27 @@ export interface HeartbeatReply extends Envelope {
   readonly round: number
 }
 
+/**
+ * From a leader to a follower whose next entry is compacted away: it needs a snapshot. Repeated each heartbeat interval, and answered by an append reply, accepted
+ * with `snapshotIndex` as match index, once the receiver holds that index.
+ */
+export interface SnapshotOffer extends Envelope {
+  readonly type: 'snapshot-offer'
+  /** Where the sender's log starts: the snapshot to fetch reaches at least this index. */
+  readonly snapshotIndex: number
+  readonly snapshotTerm: number
+  /** As those of append requests, and in one row with them. */
+  readonly session: number
+  readonly sequence: number
+}
+
+/** From a leader that hands over: campaign now (thesis §3.10). Obeyed by a voter that follows this leader in this term. */
+export interface TimeoutNow extends Envelope {
+  readonly type: 'timeout-now'
+}
+
 /** What may leave at once. */
-export type MessageNow = PreVoteRequest | PreVoteReply | AppendRequest | Heartbeat | HeartbeatReply
+export type MessageNow = PreVoteRequest | PreVoteReply | AppendRequest | Heartbeat | HeartbeatReply | SnapshotOffer | TimeoutNow
 /**
  * What is only true once this drain's persist work, and all before it, is durable: when this drain has none, it still waits for the earlier ones that are
  * under way. The host delivers those addressed to its own node back to the core, in order and without loss.
@@ -135,22 +163,45 @@ export type Input =
   | { readonly type: 'message'; readonly message: Message }
   /** Asks to append one command. `id` is the host's own and comes back in `accepted` or `rejected`. */
   | { readonly type: 'propose'; readonly id: number; readonly data: Uint8Array }
-  /** Asks for an index that a linearizable read must wait for to be applied. Comes back in `reads` or `rejected`. */
-  | { readonly type: 'read'; readonly id: number }
+  /**
+   * Asks for an index that a linearizable read must wait for to be applied. Comes back in `reads` or `rejected`. With `lease` it is answered without asking others while
+   * this leader's lease holds, which trusts clocks to run alike; step a tick right before it.
+   */
+  | { readonly type: 'read'; readonly id: number; readonly lease?: boolean }
+  /** Asks a leader to make these the members. Comes back in `configured`, when that configuration is committed and no other is in force, or in `rejected`. */
+  | { readonly type: 'configure'; readonly id: number; readonly voters: readonly NodeId[]; readonly learners: readonly NodeId[] }
+  /** Asks a leader to hand over to a voter; null leaves the choice. Comes back in `transferred`, when that one is known to lead, or in `rejected`. */
+  | { readonly type: 'transfer'; readonly id: number; readonly to: NodeId | null }
   /** The persist work of this sequence, and all before it, is durable. */
   | { readonly type: 'persisted'; readonly sequence: number }
   /** The state machine has applied up to this index. */
   | { readonly type: 'applied'; readonly index: number }
   /** Entries that `fetch` asked for, consecutive from its `firstIndex`, as the log store holds them. The core validates them against its own terms. */
   | { readonly type: 'fetched'; readonly peer: NodeId; readonly entries: readonly Entry[] }
+  /** The log store no longer holds entries up to this index, which is applied and durable. */
+  | { readonly type: 'compacted'; readonly index: number }
+  /** The state machine was replaced by a snapshot that reaches this index, beyond what was applied; the configuration is the one in force there. */
+  | { readonly type: 'restored'; readonly index: number; readonly term: number; readonly configuration: Configuration }
   /** The transport lost or regained its connection to a peer: only a hint. */
   | { readonly type: 'unreachable'; readonly peer: NodeId }
 
-/** What must be written, in one atomic write: truncate, then append, with the hard state. */
+/** The log starts anew right after an index. */
+export interface LogReset {
+  readonly index: number
+  readonly term: number
+  /** The one in force at `index`. */
+  readonly configuration: Configuration
+  /** Whether entries beyond `index` that the store holds stay: it holds an entry of `term` there. Else all that it holds is void. */
+  readonly keepsLater: boolean
+}
+
+/** What must be written, in one atomic write: reset, then truncate, then append, with the hard state. */
 export interface PersistWork {
   readonly sequence: number
   /** Present when it changed. */
   readonly hardState: HardState | null
+  /** The log now starts after `reset.index`; `truncateFrom` and `entries` come after that. Null when it goes on where it was. */
+  readonly reset: LogReset | null
   /** Entries from this index on are void and replaced by `entries`, whose first index it is; null when nothing is cut. */
   readonly truncateFrom: number | null
   /** Consecutive; may be empty when only the hard state changed. */
@@ -164,7 +215,33 @@ export interface FetchRequest {
   readonly maxBytes: number
 }
 
-export type RejectReason = 'not-leader' | 'overloaded'
+/**
+ * Why there will be no answer. `overloaded`: too much waits, or it waited too long; `busy`: another change of members, or transfer, is under way, or the term's first entry is not
+ * committed yet; `invalid`: no configuration or no voter to hand over to; `lost`: leadership was lost, it may still come true;
+ * `timeout`: the other one did not take over; `transferring`: this leader is handing over.
+ */
+export type RejectReason = 'not-leader' | 'overloaded' | 'busy' | 'invalid' | 'lost' | 'timeout' | 'transferring'
+
+/** How a leader sends to a follower: asking where the logs agree, ahead of acknowledgements, or waiting for it to hold a snapshot. */
+export type ProgressState = 'probe' | 'replicate' | 'snapshot'
+
+/** What a leader believes of another member. */
+export interface PeerProgress {
+  readonly peer: NodeId
+  /** The follower's log agrees up to here. */
+  readonly matchIndex: number
+  readonly nextIndex: number
+  readonly state: ProgressState
+  /** Whether it was heard within an election timeout. */
+  readonly isActive: boolean
+}
+
+/** A snapshot that this replica needs, and who offered it. Repeated while it is needed; what reaches at least `index` will do, from any member. */
+export interface InstallRequest {
+  readonly from: NodeId
+  readonly index: number
+  readonly term: number
+}
 
 export interface Output {
   sendNow: MessageNow[]
@@ -176,16 +253,20 @@ export interface Output {
   /** Reads whose leadership is confirmed: serve when `index` is applied. */
   reads: { readonly id: number; readonly index: number }[]
   fetch: FetchRequest[]
+  configured: { readonly id: number }[]
+  transferred: { readonly id: number }[]
+  install: InstallRequest | null
 }
 
 export interface RaftOptions {
   readonly id: NodeId
-  readonly configuration: Configuration
+  /** The one in force at `snapshotIndex`, then those that entries after it hold, in ascending order. */
+  readonly configurations: readonly ConfigurationRecord[]
   /** What the log store holds; `{ term: 0, vote: null }`, no runs and index 0 for a new replica. */
   readonly hardState: HardState
   readonly terms: readonly TermRun[]
   readonly lastIndex: number
-  /** The last index covered by a snapshot; entries up to it may be gone. 0 for none. */
+  /** The log starts right after this index: entries up to it are compacted away, or were never here. 0 for a whole log. */
   readonly snapshotIndex: number
   readonly snapshotTerm: number
   /** Known to be committed, because it is applied in the state store. */
@@ -237,8 +318,16 @@ export interface Consensus {
   readonly leader: NodeId | null
   readonly commitIndex: number
   readonly lastIndex: number
+  /** The first index that the log still holds; the last index + 1 when it is empty. */
+  readonly firstIndex: number
+  /** The configuration in force: the last one in the log, committed or not. */
+  readonly configuration: Configuration
+  /** The configuration in force at an index from `firstIndex` - 1 to the last; undefined for others. */
+  configurationAt(index: number): Configuration | undefined
+  /** What a leader believes of each other member; empty on others. */
+  progress(): readonly PeerProgress[]
   status(): RaftStatus
-  /** The term of the entry at an index; undefined when compacted away or beyond the last. Always synchronous. */
+  /** The term of the entry at an index, the one before the first included; undefined when compacted away or beyond the last. Always synchronous. */
   termAt(index: number): number | undefined
   /** Entries [firstIndex, lastIndex] held in memory, up to `maxBytes` (at least one). Empty when `firstIndex` is no longer in memory. */
   entries(firstIndex: number, lastIndex: number, maxBytes: number): readonly Entry[]

@@ -64,6 +64,11 @@ export function isWellFormed(message: Message): boolean {
       return isCounter(message.commitIndex) && isCounter(message.round)
     case 'heartbeat-reply':
       return isCounter(message.round)
+    case 'snapshot-offer':
+      if (!isPosition(message.snapshotIndex, message.snapshotTerm, message.term) || message.snapshotIndex === 0) return false
+      return isCounter(message.session) && isCounter(message.sequence)
+    case 'timeout-now':
+      return true
     default:
       message satisfies never
       return false

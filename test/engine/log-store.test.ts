@@ -15,7 +15,7 @@ function entry(index: number, term: number, text = `${term}.${index}`): Entry {
 }
 
 function work(entries: Entry[], truncateFrom: number | null = null): PersistWork {
-  return { sequence: 1, hardState: null, truncateFrom, entries }
+  return { sequence: 1, hardState: null, reset: null, truncateFrom, entries }
 }
 
 function describeEntries(entries: readonly Entry[]): string[] {

@@ -8,7 +8,7 @@ import { only, Solo } from './support/solo.js'
 const preVote = (fields: { from?: string; term: number; lastIndex?: number; lastTerm?: number; sequence?: number }) =>
   ({ type: 'pre-vote-request', from: 'n2', to: 'n1', lastIndex: 0, lastTerm: 0, sequence: 7, ...fields }) as const
 const vote = (fields: { from?: string; term: number; lastIndex?: number; lastTerm?: number; sequence?: number }) =>
-  ({ type: 'vote-request', from: 'n2', to: 'n1', lastIndex: 0, lastTerm: 0, sequence: 7, ...fields }) as const
+  ({ type: 'vote-request', from: 'n2', to: 'n1', lastIndex: 0, lastTerm: 0, sequence: 7, transfer: false, ...fields }) as const
 
 describe('raft election', () => {
   describe('the timer (§5.2)', () => {

@@ -3,7 +3,7 @@ import { expect } from 'chai'
 import fc from 'fast-check'
 import { Reader, Writer } from '../../src/base/codec.js'
 import { CorruptionError } from '../../src/base/errors.js'
-import { decodeEntries, decodeMessage, encodeEntries, encodeMessage } from '../../src/raft/message-codec.js'
+import { decodeConfiguration, decodeEntries, decodeMessage, encodeConfiguration, encodeEntries, encodeMessage } from '../../src/raft/message-codec.js'
 import { type Entry, EntryKind, type Message } from '../../src/raft/types.js'
 
 const number = fc.oneof(fc.nat(300), fc.maxSafeNat())
@@ -33,12 +33,29 @@ const entries: fc.Arbitrary<Entry[]> = fc
 
 const message: fc.Arbitrary<Message> = fc.oneof(
   fc.record({
-    type: fc.constantFrom('pre-vote-request' as const, 'vote-request' as const),
+    type: fc.constant('pre-vote-request' as const),
     ...envelope,
     lastIndex: number,
     lastTerm: number,
     sequence: number,
   }),
+  fc.record({
+    type: fc.constant('vote-request' as const),
+    ...envelope,
+    lastIndex: number,
+    lastTerm: number,
+    sequence: number,
+    transfer: flag,
+  }),
+  fc.record({
+    type: fc.constant('snapshot-offer' as const),
+    ...envelope,
+    snapshotIndex: number,
+    snapshotTerm: number,
+    session: number,
+    sequence: number,
+  }),
+  fc.record({ type: fc.constant('timeout-now' as const), ...envelope }),
   fc.record({ type: fc.constantFrom('pre-vote-reply' as const, 'vote-reply' as const), ...envelope, granted: flag, sequence: number }),
   fc.record({
     type: fc.constant('append-request' as const),
@@ -93,7 +110,7 @@ describe('raft message codec', () => {
 
   it('hazard E1.8: takes random bytes for a message or refuses them as malformed, and a message has one form', () => {
     fc.assert(
-      fc.property(fc.uint8Array({ maxLength: 60 }), fc.integer({ min: 0, max: 9 }), (bytes, type) => {
+      fc.property(fc.uint8Array({ maxLength: 60 }), fc.integer({ min: 0, max: 11 }), (bytes, type) => {
         const buffer = new Uint8Array([type, ...bytes])
         const reader = new Reader(buffer)
         try {
@@ -152,6 +169,47 @@ describe('raft message codec', () => {
     encodeEntries(writer, list)
     expect(writer.length).to.be.at.most(1000 * 11 + 10)
   })
+
+  const ids = fc.uniqueArray(fc.constantFrom('a', 'b', 'c', 'd', 'node#17', 'ü'), { maxLength: 6 })
+  const configuration = fc
+    .record({ voters: ids, learners: ids, votersOutgoing: ids })
+    .map((lists) => ({ ...lists, learners: lists.learners.filter((id) => !lists.voters.includes(id)) }))
+
+  it('brings configurations back, without voters too', () => {
+    fc.assert(fc.property(configuration, (value) => void expect(decodeConfiguration(encodeConfiguration(value))).to.deep.equal(value)))
+  })
+
+  it('takes random and cut bytes for a configuration or refuses them, and a configuration has one form', () => {
+    fc.assert(
+      fc.property(configuration, fc.uint8Array({ maxLength: 20 }), fc.nat(), (value, noise, position) => {
+        const bytes = Buffer.from(encodeConfiguration(value))
+        for (let length = 0; length < bytes.length; length++) expect(() => decodeConfiguration(bytes.subarray(0, length))).to.throw(CorruptionError)
+        for (const wrong of [noise, Buffer.concat([bytes, noise]), bytes.map((byte, at) => (at === position % bytes.length ? byte ^ 5 : byte))]) {
+          try {
+            expect(Buffer.from(encodeConfiguration(decodeConfiguration(wrong)))).to.deep.equal(Buffer.from(wrong))
+          } catch (error) {
+            expect(error).to.be.instanceOf(CorruptionError)
+          }
+        }
+      }),
+    )
+  })
+
+  const malformedConfigurations: [string, number[]][] = [
+    ['another version', [2, 0, 0, 0]],
+    ['a member that stands twice', [1, 2, 1, 97, 1, 97, 0, 0]],
+    ['a member that is voter and learner', [1, 1, 1, 97, 1, 1, 97, 0]],
+    ['a member without id', [1, 1, 0, 0, 0]],
+    ['bytes behind it', [1, 0, 0, 0, 0]],
+    ['more members than bytes', [1, 0x80, 0x80, 4, 1, 97, 0, 0]],
+  ]
+  for (const [what, bytes] of malformedConfigurations) {
+    it(`hazard E1.10: refuses a configuration with ${what}`, () => {
+      expect(() => decodeConfiguration(new Uint8Array(bytes)))
+        .to.throw(CorruptionError)
+        .with.property('code', 'MALFORMED')
+    })
+  }
 
   const malformed: [string, number[]][] = [
     ['an unknown type', [99, 1]],

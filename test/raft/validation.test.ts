@@ -48,9 +48,12 @@ const bad: [string, Message][] = [
   ['a negative session', { ...append, session: -1 }],
   [
     'a candidate with a log of the term it campaigns in',
-    { type: 'vote-request', from: 'n2', to: 'n1', term: 3, lastIndex: 2, lastTerm: 3, sequence: 1 },
+    { type: 'vote-request', from: 'n2', to: 'n1', term: 3, lastIndex: 2, lastTerm: 3, sequence: 1, transfer: false },
   ],
-  ['a candidate with an index and no term', { type: 'vote-request', from: 'n2', to: 'n1', term: 3, lastIndex: 2, lastTerm: 0, sequence: 1 }],
+  [
+    'a candidate with an index and no term',
+    { type: 'vote-request', from: 'n2', to: 'n1', term: 3, lastIndex: 2, lastTerm: 0, sequence: 1, transfer: false },
+  ],
   ['a broken sequence', { type: 'pre-vote-request', from: 'n2', to: 'n1', term: 3, lastIndex: 0, lastTerm: 0, sequence: 0.5 }],
   ['a broken round', { type: 'heartbeat', from: 'n2', to: 'n1', term: 3, commitIndex: 0, round: -1 }],
   ['a heartbeat from itself', { type: 'heartbeat', from: 'n1', to: 'n1', term: 3, commitIndex: 0, round: 1 }],

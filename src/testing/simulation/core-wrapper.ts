@@ -1,5 +1,5 @@
 /** A core around a core that changes nothing: mutations override what they break. */
-import type { Consensus, Entry, Input, NodeId, Output, RaftStatus, Role } from '../../raft/types.js'
+import type { Configuration, Consensus, Entry, Input, NodeId, Output, PeerProgress, RaftStatus, Role } from '../../raft/types.js'
 
 export class CoreWrapper implements Consensus {
   protected readonly inner: Consensus
@@ -38,6 +38,22 @@ export class CoreWrapper implements Consensus {
 
   get lastIndex(): number {
     return this.inner.lastIndex
+  }
+
+  get firstIndex(): number {
+    return this.inner.firstIndex
+  }
+
+  get configuration(): Configuration {
+    return this.inner.configuration
+  }
+
+  configurationAt(index: number): Configuration | undefined {
+    return this.inner.configurationAt(index)
+  }
+
+  progress(): readonly PeerProgress[] {
+    return this.inner.progress()
   }
 
   get nextTickMs(): number {

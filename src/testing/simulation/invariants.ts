@@ -329,6 +329,11 @@ export class InvariantChecker {
         }
         return
       }
+      case 'snapshot-offer':
+      case 'timeout-now':
+        if (this.#leaders.get(term) !== from)
+          throw new InvariantViolation('R1', `${from} sends ${message.type} in term ${term}, which it does not lead`)
+        return
       default: {
         const never: never = message
         throw new Error(`unknown message ${JSON.stringify(never)}`)

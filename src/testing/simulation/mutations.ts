@@ -167,7 +167,7 @@ class OwnCounting extends CoreWrapper {
   constructor(inner: CoreWrapper['inner'], options: RaftOptions) {
     super(inner)
     this.id = options.id
-    this.voters = options.configuration.voters
+    this.voters = options.configurations[0]!.configuration.voters
     this.#counted = options.commitIndex
   }
 

@@ -97,7 +97,7 @@ export class SimulatedReplica {
     const random = environment.stream(`core/${this.id}/${this.incarnation}`)
     const core = this.build({
       id: this.id,
-      configuration: environment.configuration,
+      configurations: [{ index: 0, configuration: environment.configuration }],
       hardState: this.disk.hardState,
       terms: this.disk.termRuns(),
       lastIndex: this.disk.lastIndex,

@@ -8,8 +8,9 @@ export function describeMessage(message: Message): string {
   const head = `${message.from}>${message.to} ${message.type} term ${message.term}`
   switch (message.type) {
     case 'pre-vote-request':
-    case 'vote-request':
       return `${head} last ${message.lastIndex}@${message.lastTerm}`
+    case 'vote-request':
+      return `${head} last ${message.lastIndex}@${message.lastTerm}${message.transfer ? ' transfer' : ''}`
     case 'pre-vote-reply':
     case 'vote-reply':
       return `${head} ${message.granted ? 'granted' : 'refused'}`
@@ -21,6 +22,10 @@ export function describeMessage(message: Message): string {
       return `${head} commit ${message.commitIndex} round ${message.round}`
     case 'heartbeat-reply':
       return `${head} round ${message.round}`
+    case 'snapshot-offer':
+      return `${head} up to ${message.snapshotIndex}@${message.snapshotTerm} session ${message.session} sequence ${message.sequence}`
+    case 'timeout-now':
+      return head
     default: {
       const never: never = message
       return JSON.stringify(never)

@@ -131,7 +131,7 @@ export class Cluster {
     const { hardState, entries } = replica.disk
     return new RaftCore({
       id: replica.id,
-      configuration: this.configuration,
+      configurations: [{ index: 0, configuration: this.configuration }],
       hardState,
       terms: entriesAsRuns(entries),
       lastIndex: entries.length,

@@ -46,7 +46,9 @@ export class Solo {
     const lastTerm = options.terms?.at(-1) ?? 0
     this.core = new RaftCore({
       id: 'n1',
-      configuration: { voters: options.voters ?? ['n1', 'n2', 'n3'], learners: options.learners ?? [], votersOutgoing: [] },
+      configurations: [
+        { index: 0, configuration: { voters: options.voters ?? ['n1', 'n2', 'n3'], learners: options.learners ?? [], votersOutgoing: [] } },
+      ],
       hardState: options.hardState ?? { term: lastTerm, vote: null },
       terms: entriesAsRuns(this.entries),
       lastIndex: this.entries.length,

@@ -59,10 +59,16 @@ describe('SimulatedLogDisk', () => {
     for (let seed = 0; seed < 40; seed++) {
       const { queue, disk } = make(seed)
       let reported = 0
-      disk.write([{ sequence: 1, hardState: { term: 1, vote: 'n2' }, truncateFrom: null, entries: [entry(1, 1), entry(2, 1)] }], () => reported++)
+      disk.write(
+        [{ sequence: 1, hardState: { term: 1, vote: 'n2' }, reset: null, truncateFrom: null, entries: [entry(1, 1), entry(2, 1)] }],
+        () => reported++,
+      )
       queue.runFor(100_000)
       expect(reported, `seed ${seed}`).to.equal(1)
-      disk.write([{ sequence: 2, hardState: { term: 2, vote: null }, truncateFrom: 2, entries: [entry(2, 2), entry(3, 2)] }], () => reported++)
+      disk.write(
+        [{ sequence: 2, hardState: { term: 2, vote: null }, reset: null, truncateFrom: 2, entries: [entry(2, 2), entry(3, 2)] }],
+        () => reported++,
+      )
       disk.crash()
       queue.runFor(100_000)
       expect(reported, `seed ${seed}`).to.equal(1)
@@ -75,7 +81,7 @@ describe('SimulatedLogDisk', () => {
     const { queue, disk } = make(1)
     let outcome = ''
     disk.hangUntilUs = 1_000_000
-    disk.write([{ sequence: 1, hardState: null, truncateFrom: null, entries: [entry(1, 1)] }], (failed) => {
+    disk.write([{ sequence: 1, hardState: null, reset: null, truncateFrom: null, entries: [entry(1, 1)] }], (failed) => {
       outcome = failed ? 'failed' : 'done'
     })
     queue.runFor(999_000)
@@ -83,7 +89,7 @@ describe('SimulatedLogDisk', () => {
     queue.runFor(2_000)
     expect(outcome).to.equal('done')
     disk.failNext = true
-    disk.write([{ sequence: 2, hardState: null, truncateFrom: null, entries: [entry(2, 1)] }], (failed) => {
+    disk.write([{ sequence: 2, hardState: null, reset: null, truncateFrom: null, entries: [entry(2, 1)] }], (failed) => {
       outcome = failed ? 'failed' : 'done'
     })
     queue.runFor(10_000)
