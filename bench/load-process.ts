@@ -49,7 +49,9 @@ if (argument.system === 'etcd') {
   const operations: Operations = { put: (key, value) => kv.put(key, value), get: async (key) => (await kv.get(key))?.value }
   offer(operations, () => node.close(), {
     status: (): LoadProcessStatus => {
-      const { groups, logWrites } = node.status()
+      const { groups: all, logWrites } = node.status()
+      // The meta group carries no load.
+      const groups = all.filter(({ group }) => group > 0)
       return { groups: groups.length, groupsLed: groups.filter(({ role }) => role === 'leader').length, logWrites }
     },
   })

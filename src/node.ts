@@ -6,12 +6,13 @@
 import { EventEmitter } from 'node:events'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { ClosedError, InvalidArgumentError, QuorateError, RefusedError, UnavailableError } from './base/errors.js'
+import { ClosedError, CorruptionError, InvalidArgumentError, QuorateError, RefusedError, UnavailableError } from './base/errors.js'
 import { keepProcessAlive, type Runtime, systemRuntime } from './base/runtime.js'
-import { defaultLimits, type Limits } from './engine/command.js'
+import { defaultLimits, type Limits, metaGroup, metaShard } from './engine/command.js'
+import { DataFolder } from './engine/data-folder.js'
 import { type OpenDatabase, openLevel } from './engine/database.js'
-import { DataFolder, defaultTuning, Engine, type EngineTuning, type GroupStatus } from './engine/engine.js'
-import { checkIdentity } from './engine/identity.js'
+import { defaultTuning, Engine, type EngineTuning, type GroupStatus } from './engine/engine.js'
+import { checkIdentity, type Identity } from './engine/identity.js'
 import type { KV } from './engine/kv.js'
 import { KvService } from './engine/kv-service.js'
 import { createLocks, type Locks, type LocksOptions, type NamedLock } from './lock/index.js'
@@ -19,13 +20,16 @@ import { type JobHandle, type JobOptions, type JobOutput, JobRunner } from './ma
 import {
   type BootstrapOptions,
   type ClusterMap,
+  type ClusterNode,
   checkNodeId,
   decodeClusterMap,
   encodeClusterMap,
   makeClusterMap,
   Router,
+  withNode,
 } from './shard/cluster-map.js'
 import { KvClient } from './shard/kv-client.js'
+import { MapKeeper, mapKey, type Self } from './shard/map-keeper.js'
 import { Messenger, type Refusal } from './transport/messenger.js'
 import type { Address, Transport } from './transport/transport.js'
 
@@ -97,6 +101,9 @@ export interface NodeEvents {
   refused: [Refusal]
 }
 
+/** How often a node looks for a later cluster map. */
+const refreshIntervalMs = 1000
+
 /** Rejects seeds that do not answer in this time and asks the next. */
 const describeTimeoutMs = 500
 
@@ -127,19 +134,19 @@ async function openMember(options: MemberOptions): Promise<Node> {
   const folder = await DataFolder.open(location, options.openDatabase ?? openLevel, tuning.cacheBytes)
   const closers: (() => Promise<void> | void)[] = [keepProcessAlive(), () => folder.close()]
   try {
-    const { nodeId, map } = await settleIdentity(location, folder, options.id, asked)
+    const { identity, map } = await settleIdentity(location, folder, options.id, asked)
+    const { nodeId, incarnation, clusterId } = identity
     const router = new Router(map)
     let node: Node | null = null
     let earlyFailure: unknown = null
     const messenger = new Messenger({
       transport,
       runtime,
-      clusterId: Buffer.from(map.clusterId, 'hex'),
+      clusterId: Buffer.from(clusterId, 'hex'),
       nodeId,
       openMethods: ['describe'],
       onRefused: (refusal) => tell(() => node?.emit('refused', refusal)),
     })
-    messenger.handle('describe', () => encodeClusterMap(map))
     const engine = await Engine.open({
       nodeId,
       folder,
@@ -147,7 +154,6 @@ async function openMember(options: MemberOptions): Promise<Node> {
       messenger,
       tuning,
       addressOf: (id) => router.addressOf(id),
-      groups: map.groups.filter(({ members }) => members.includes(nodeId)),
       onFailure: (error) => {
         if (node === null) earlyFailure ??= error
         else node.fail(error)
@@ -156,13 +162,32 @@ async function openMember(options: MemberOptions): Promise<Node> {
     })
     closers.unshift(() => engine.close())
     const service = new KvService({ host: engine.host, messenger, ownership: router, limits })
-    const client = makeClient(options, runtime, messenger, router, limits, { nodeId, service })
+    const client = makeClient(options, runtime, messenger, router, limits, { nodeId, service }, () => keeper.refreshSoon())
     closers.unshift(() => client.close())
     closers.splice(closers.length - 1, 0, () => messenger.close())
     await messenger.open()
+    // The list of founders may name an address that the transport does not know as its own: a proxy, a mapped port.
+    const listed = options.bootstrap?.nodes.find(({ id }) => id === nodeId)?.address
+    const self = { nodeId, incarnation, address: listed ?? messenger.address }
+    const keeper = new MapKeeper({
+      runtime,
+      messenger,
+      router,
+      client,
+      hints: options.bootstrap?.nodes.map(({ address }) => address) ?? [],
+      self,
+      local: () => engine.host.replica(metaGroup)?.machine.read(metaShard, mapKey),
+      store: (encoded) => folder.storeMap(encoded),
+      refreshIntervalMs,
+    })
+    messenger.handle('describe', () => encodeClusterMap(router.map))
+    messenger.handle('introduce', (_from, request) => keeper.answer(request))
+    closers.splice(closers.length - 2, 0, () => keeper.close())
+    keeper.start()
+    void announce(keeper, self)
     const { jobs = {}, workers } = options
     const tasks = { jobs, temporaryFolder: join(location, 'temporary'), ...(workers === undefined ? {} : { workers }) }
-    node = makeNode({ id: nodeId, role: 'member', map, messenger, client, engine, closers, tasks }, options, runtime)
+    node = makeNode({ id: nodeId, role: 'member', router, messenger, client, engine, closers, tasks }, options, runtime)
     if (earlyFailure !== null) node.fail(earlyFailure)
     return node
   } catch (error) {
@@ -172,26 +197,42 @@ async function openMember(options: MemberOptions): Promise<Node> {
   }
 }
 
+/** Tells the cluster where this node is, when the map has it elsewhere. A node that the map does not have was removed, and stays out. */
+async function announce(keeper: MapKeeper, self: Self): Promise<void> {
+  try {
+    await keeper.change((map) => {
+      const entry = map.nodes.find(({ id }) => id === self.nodeId)
+      return entry?.incarnation === self.incarnation ? withNode(map, { id: self.nodeId, address: self.address, incarnation: self.incarnation }) : null
+    })
+  } catch (error) {
+    // The node was closed before anybody listened.
+    if (!(error instanceof QuorateError)) throw error
+  }
+}
+
 /** Who this folder is; claims it for a new cluster when it is empty. */
 async function settleIdentity(
   location: string,
   folder: DataFolder,
   id: string | undefined,
   asked: ClusterMap | undefined,
-): Promise<{ nodeId: string; map: ClusterMap }> {
+): Promise<{ identity: Identity; map: ClusterMap }> {
   const found = folder.identity()
   if (found !== undefined) {
     checkIdentity(location, found, { nodeId: id, clusterId: asked?.clusterId })
-    // Addresses may change, ids may not.
-    const map = asked ?? decodeClusterMap(found.map)
-    await folder.claim({ ...found, map: encodeClusterMap(map) })
-    return { nodeId: found.nodeId, map }
+    const stored = folder.map()
+    if (stored === undefined) throw new CorruptionError(`${location} holds no cluster map`)
+    return { identity: found, map: decodeClusterMap(stored) }
   }
   if (asked === undefined) throw new RefusedError('NO_DATA', `${location} holds no data, and only \`bootstrap\` creates a cluster`)
   if (id === undefined) throw new InvalidArgumentError('Expected `id` to say which of the bootstrap nodes this is')
   if (!asked.nodes.some((node) => node.id === id)) throw new InvalidArgumentError(`Node ${id} is not among the bootstrap nodes`)
-  await folder.claim({ nodeId: id, clusterId: asked.clusterId, map: encodeClusterMap(asked) })
-  return { nodeId: id, map: asked }
+  const identity = { nodeId: id, clusterId: asked.clusterId, originId: asked.clusterId, incarnation: 0 }
+  const replicas = asked.groups
+    .filter(({ members }) => members.includes(id))
+    .map(({ id: group, members }) => ({ group, life: 0, founders: members, isDoomed: false }))
+  await folder.claim(identity, encodeClusterMap(asked), replicas)
+  return { identity, map: asked }
 }
 
 function makeClient(
@@ -201,6 +242,7 @@ function makeClient(
   router: Router,
   limits: Limits,
   local: { nodeId: string; service: KvService } | null,
+  onWrongGroup: () => void,
 ): KvClient {
   const client = new KvClient({
     runtime,
@@ -212,6 +254,7 @@ function makeClient(
     attemptTimeoutMs: options.attemptTimeoutMs ?? 1000,
     maxWaitingOperations: 100_000,
     maxWaitingBytes: 64 * 1024 * 1024,
+    onWrongGroup,
   })
   messenger.onPeerState((address, state) => {
     const peer = router.nodeAt(address)
@@ -232,10 +275,15 @@ async function openClient(options: ClientOptions): Promise<Node> {
     await messenger.open()
     const map = await describeCluster(messenger, seeds, runtime, openTimeoutMs)
     messenger.setClusterId(Buffer.from(map.clusterId, 'hex'))
-    const client = makeClient(options, runtime, messenger, new Router(map), { ...defaultLimits, ...options.limits }, null)
+    const router = new Router(map)
+    const client = makeClient(options, runtime, messenger, router, { ...defaultLimits, ...options.limits }, null, () => keeper.refreshSoon())
     closers.unshift(() => client.close())
+    const nothing = { self: null, local: () => undefined, store: async () => {} }
+    const keeper = new MapKeeper({ runtime, messenger, router, client, hints: seeds, refreshIntervalMs, ...nothing })
+    closers.unshift(() => keeper.close())
+    keeper.start()
     const tasks = { jobs: {}, temporaryFolder: tmpdir(), workers: 0 }
-    return makeNode({ id: nodeId, role: 'client', map, messenger, client, engine: null, closers, tasks }, options, runtime)
+    return makeNode({ id: nodeId, role: 'client', router, messenger, client, engine: null, closers, tasks }, options, runtime)
   } catch (error) {
     // Why it could not be opened says more than what went wrong after that.
     await closeAll(closers).catch(() => {})
@@ -263,7 +311,7 @@ async function describeCluster(messenger: Messenger, seeds: readonly Address[], 
 interface Foundation {
   readonly id: string
   readonly role: 'member' | 'client'
-  readonly map: ClusterMap
+  readonly router: Router
   readonly messenger: Messenger
   readonly client: KvClient
   readonly engine: Engine | null
@@ -277,12 +325,17 @@ interface NodeParts extends Foundation {
   readonly runner: JobRunner
 }
 
+/** The nodes that may work for jobs, and where they are. */
+function peersOf(router: Router): ClusterNode[] {
+  return router.map.nodes.map(({ id, address }) => ({ id, address: router.addressOf(id) ?? address }))
+}
+
 /** Puts locks and jobs on top of the store, which is all that they know of it. */
 function makeNode(foundation: Foundation, options: CommonOptions, runtime: Runtime): Node {
-  const { id: nodeId, map, messenger, client, closers, tasks } = foundation
+  const { id: nodeId, router, messenger, client, closers, tasks } = foundation
   const locks = createLocks(client, { ...options.locks, runtime })
   closers.unshift(() => locks.close())
-  const runner = new JobRunner({ messenger, kv: client, nodeId, peers: () => map.nodes, runtime, ...tasks })
+  const runner = new JobRunner({ messenger, kv: client, nodeId, peers: () => peersOf(router), runtime, ...tasks })
   closers.unshift(() => runner.close())
   return new Node({ ...foundation, locks, runner })
 }
@@ -329,8 +382,15 @@ export class Node extends EventEmitter<NodeEvents> {
   }
 
   status(): NodeStatus {
-    const { id, role, map, engine } = this.#parts
-    return { id, role, clusterId: map.clusterId, groups: engine?.status() ?? [], failure: this.#failure, logWrites: engine?.host.logWrites ?? 0 }
+    const { id, role, router, engine } = this.#parts
+    return {
+      id,
+      role,
+      clusterId: router.map.clusterId,
+      groups: engine?.status() ?? [],
+      failure: this.#failure,
+      logWrites: engine?.host.logWrites ?? 0,
+    }
   }
 
   /** @internal */

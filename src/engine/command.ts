@@ -13,6 +13,13 @@ import { CorruptionError } from '../base/errors.js'
 /** Bytes of a session id. */
 export const sessionIdBytes = 8
 
+/** The group that holds the cluster map. */
+export const metaGroup = 0
+/** The shard of the meta group's own keys: outside of the key space, so that no caller's key is ever in it. */
+export const metaShard = 0xfffe
+/** Bounds of what the meta group holds: the callers' limits are not for it. */
+const metaLimits: Limits = { maxKeyBytes: 256, maxValueBytes: 1024 * 1024 }
+
 const batchVersion = 1
 const Operation = { put: 1, delete: 2 } as const
 const operationMask = 0x0f
@@ -106,9 +113,10 @@ export function checkBatch(bytes: Uint8Array, shards: number, limits: Limits): C
   const batch = readBatch(bytes)
   if (batch.commands.length === 0) throw new CorruptionError('empty batch', 'MALFORMED')
   for (const { key, value, shard } of batch.commands) {
-    if (key.length === 0 || key.length > limits.maxKeyBytes) throw new CorruptionError(`key of ${key.length} bytes`, 'MALFORMED')
-    if (value !== null && value.length > limits.maxValueBytes) throw new CorruptionError(`value of ${value.length} bytes`, 'MALFORMED')
-    if (shardOf(key, shards) !== shard) throw new CorruptionError(`key does not belong to shard ${shard}`, 'MALFORMED')
+    const { maxKeyBytes, maxValueBytes } = shard === metaShard ? metaLimits : limits
+    if (key.length === 0 || key.length > maxKeyBytes) throw new CorruptionError(`key of ${key.length} bytes`, 'MALFORMED')
+    if (value !== null && value.length > maxValueBytes) throw new CorruptionError(`value of ${value.length} bytes`, 'MALFORMED')
+    if (shard !== metaShard && shardOf(key, shards) !== shard) throw new CorruptionError(`key does not belong to shard ${shard}`, 'MALFORMED')
   }
   return batch
 }

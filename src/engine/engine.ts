@@ -4,17 +4,15 @@
  * Invariants: 1. both databases are written with `sync` only (LevelDB closes a rotated log file without fsync, so a mixture could lose a middle range); they are
  * two, because small log records that live for seconds and a state that lives for years would be compacted together otherwise; 2. a folder is opened for exactly the node and cluster that it belongs to.
  */
-import { mkdir } from 'node:fs/promises'
-import { join } from 'node:path'
 import { RefusedError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import { RaftCore } from '../raft/core.js'
 import type { NodeId, RaftStatus } from '../raft/types.js'
 import type { MessengerFace } from '../transport/messenger.js'
 import type { Address } from '../transport/transport.js'
-import type { Database, OpenDatabase } from './database.js'
+import type { DataFolder } from './data-folder.js'
 import { Host } from './host.js'
-import { checkIdentity, type Identity, readIdentity, writeIdentity } from './identity.js'
+import { memberId, nodeOf, type ReplicaRecord } from './identity.js'
 import { decodeRecord, KvMachine } from './kv-machine.js'
 import { LogStore } from './log-store.js'
 import { Replica } from './replica.js'
@@ -48,51 +46,6 @@ export const defaultTuning: EngineTuning = {
   cacheBytes: 64 * 1024 * 1024,
 }
 
-/** The two databases of a data folder, opened and checked. */
-export class DataFolder {
-  readonly location: string
-  readonly log: Database
-  readonly state: Database
-
-  private constructor(location: string, log: Database, state: Database) {
-    this.location = location
-    this.log = log
-    this.state = state
-  }
-
-  static async open(location: string, openDatabase: OpenDatabase, cacheBytes: number): Promise<DataFolder> {
-    await mkdir(location, { recursive: true })
-    const log = await openDatabase(join(location, 'log'), { cacheBytes: 8 * 1024 * 1024, writeBufferBytes: 16 * 1024 * 1024 })
-    try {
-      const state = await openDatabase(join(location, 'state'), { cacheBytes, writeBufferBytes: 16 * 1024 * 1024 })
-      return new DataFolder(location, log, state)
-    } catch (error) {
-      await log.close()
-      throw error
-    }
-  }
-
-  /** Whom the folder belongs to; undefined when it is new. Refuses halves that do not belong together. */
-  identity(): Identity | undefined {
-    const log = readIdentity(this.log)
-    const state = readIdentity(this.state)
-    if (log !== undefined && state !== undefined) checkIdentity(join(this.location, 'state'), state, log)
-    // The state database is written second: without the log's identity there must be no state.
-    if (log === undefined && state !== undefined)
-      throw new RefusedError('WRONG_FOLDER', `${this.location}/log is missing beside ${this.location}/state`)
-    return log
-  }
-
-  async claim(identity: Identity): Promise<void> {
-    await writeIdentity(this.log, identity)
-    await writeIdentity(this.state, identity)
-  }
-
-  async close(): Promise<void> {
-    await Promise.all([this.log.close(), this.state.close()])
-  }
-}
-
 export interface EngineOptions {
   readonly nodeId: NodeId
   readonly folder: DataFolder
@@ -100,8 +53,6 @@ export interface EngineOptions {
   readonly messenger: MessengerFace
   readonly tuning: EngineTuning
   readonly addressOf: (nodeId: NodeId) => Address | undefined
-  /** The groups that have a replica here. */
-  readonly groups: readonly { readonly id: number; readonly members: readonly NodeId[] }[]
   readonly onFailure: (error: unknown) => void
   readonly onStatus: (status: GroupStatus) => void
 }
@@ -119,20 +70,20 @@ export class Engine {
   private constructor(options: EngineOptions) {
     this.#options = options
     this.#log = new LogStore(options.folder.log)
-    const { nodeId, runtime, messenger, addressOf, onFailure, onStatus } = options
-    this.host = new Host({ nodeId, runtime, messenger, log: this.#log, addressOf, onFailure, onStatus: (replica) => onStatus(statusOf(replica)) })
+    const { runtime, messenger, addressOf, onFailure, onStatus } = options
+    this.host = new Host({ runtime, messenger, log: this.#log, addressOf, onFailure, onStatus: (replica) => onStatus(statusOf(replica)) })
   }
 
   /** Loads every group from the folder and starts to take part. */
   static async open(options: EngineOptions): Promise<Engine> {
     const engine = new Engine(options)
     const replicas: Replica[] = []
-    for (const { id, members } of options.groups) replicas.push(await engine.#load(id, members))
+    for (const record of await options.folder.replicas()) replicas.push(await engine.#load(record))
     for (const replica of replicas) engine.host.add(replica)
     return engine
   }
 
-  async #load(group: number, members: readonly NodeId[]): Promise<Replica> {
+  async #load({ group, life, founders }: ReplicaRecord): Promise<Replica> {
     const { nodeId, runtime, tuning, folder, onFailure } = this.#options
     let machine: KvMachine | null = null
     let core: RaftCore | null = null
@@ -160,8 +111,8 @@ export class Engine {
       )
     }
     core = new RaftCore({
-      id: nodeId,
-      configurations: [{ index: 0, configuration: { voters: members, learners: [], votersOutgoing: [] } }],
+      id: memberId(nodeId, life),
+      configurations: [{ index: 0, configuration: { voters: founders, learners: [], votersOutgoing: [] } }],
       hardState,
       terms,
       lastIndex,
@@ -179,6 +130,8 @@ export class Engine {
     })
     replica = new Replica({
       group,
+      member: memberId(nodeId, life),
+      life,
       core,
       store,
       machine,
@@ -202,6 +155,6 @@ export class Engine {
 }
 
 function statusOf(replica: Replica): GroupStatus {
-  const { id: _id, ...status } = replica.core.status()
-  return { group: replica.group, ...status, appliedIndex: replica.appliedIndex }
+  const { id: _id, leader, ...status } = replica.core.status()
+  return { group: replica.group, ...status, leader: leader === null ? null : nodeOf(leader), appliedIndex: replica.appliedIndex }
 }

@@ -6,6 +6,7 @@
  * 2. A message of `sendAfterPersist` leaves when all persist work drained with it or before it, for its group, is durable.
  * 3. A failed write is final: every replica stops, nothing more is acknowledged, nothing is retried.
  * 4. One frame per peer per cycle: the messenger is flushed once, at the cycle's end.
+ * 5. A message names the life of its sender and that of its receiver, and reaches only the replica of that life (hazards p5, n17, D5.45).
  */
 import { Reader, Writer } from '../base/codec.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
@@ -14,11 +15,11 @@ import { mergeWork } from '../raft/persistence.js'
 import type { Message, MessageAfterPersist, NodeId, PersistWork } from '../raft/types.js'
 import { Channel, type MessengerFace } from '../transport/messenger.js'
 import type { Address } from '../transport/transport.js'
+import { lifeOf, memberId, nodeOf } from './identity.js'
 import type { GroupWork, LogStore } from './log-store.js'
 import type { Replica } from './replica.js'
 
 export interface HostOptions {
-  readonly nodeId: NodeId
   readonly runtime: Runtime
   readonly messenger: MessengerFace
   readonly log: LogStore
@@ -96,8 +97,11 @@ export class Host {
     if (this.#stopped) return
     const reader = new Reader(body)
     const member = this.#members.get(reader.varint())
-    if (member === undefined || member.replica.stopped) return
-    const message = decodeMessage(reader, from, this.#options.nodeId)
+    const senderLife = reader.varint()
+    const receiverLife = reader.varint()
+    // Meant for an earlier replica of this node: this one has never said what the sender believes of it.
+    if (member === undefined || member.replica.stopped || member.replica.life !== receiverLife) return
+    const message = decodeMessage(reader, memberId(from, senderLife), member.replica.member)
     reader.end()
     this.#guard(member.replica, () => {
       member.replica.core.step({ type: 'tick', nowMs: this.#options.runtime.nowMs() })
@@ -216,7 +220,7 @@ export class Host {
 
   #release(replica: Replica, messages: readonly MessageAfterPersist[]): void {
     for (const message of messages) {
-      if (message.to === this.#options.nodeId) {
+      if (message.to === replica.member) {
         replica.core.step({ type: 'message', message })
         this.wake(replica)
       } else {
@@ -226,10 +230,10 @@ export class Host {
   }
 
   #send(replica: Replica, message: Message): void {
-    const address = this.#options.addressOf(message.to)
+    const address = this.#options.addressOf(nodeOf(message.to))
     if (address === undefined) return
     this.#writer.reset()
-    this.#writer.varint(replica.group)
+    this.#writer.varint(replica.group).varint(replica.life).varint(lifeOf(message.to))
     encodeMessage(this.#writer, message)
     this.#options.messenger.send(address, Channel.raft, this.#writer.view())
   }

@@ -7,8 +7,9 @@
 import { Reader, Writer } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
 import { Channel, type MessengerFace, type Sender } from '../transport/messenger.js'
-import { checkBatch, type Limits } from './command.js'
+import { checkBatch, type Limits, metaShard } from './command.js'
 import type { Host } from './host.js'
+import { nodeOf } from './identity.js'
 import type { ValueRecord } from './kv-machine.js'
 import {
   encodeScanPage,
@@ -103,7 +104,7 @@ export class KvService {
   #read(replica: Replica, payload: Uint8Array, reply: ReplyTo): void {
     const keys = readReadKeys(new Reader(payload))
     for (const { shard } of keys) {
-      if (shard >= this.#options.ownership.shards) throw new CorruptionError(`there is no shard ${shard}`, 'MALFORMED')
+      if (shard >= this.#options.ownership.shards && shard !== metaShard) throw new CorruptionError(`there is no shard ${shard}`, 'MALFORMED')
     }
     if (!this.#owns(replica, keys)) return reply(ReplyStatus.wrongGroup, nothing)
     replica.awaitReadable((refusal) => {
@@ -150,7 +151,7 @@ export class KvService {
 function refuse(replica: Replica, refusal: Refusal, reply: ReplyTo): void {
   switch (refusal) {
     case 'not-leader':
-      return reply(ReplyStatus.notLeader, Buffer.from(replica.core.role === 'leader' ? '' : (replica.leader ?? '')))
+      return reply(ReplyStatus.notLeader, Buffer.from(replica.core.role === 'leader' ? '' : nodeOf(replica.leader ?? '')))
     case 'overloaded':
       return reply(ReplyStatus.overloaded, nothing)
     case 'lost':

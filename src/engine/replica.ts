@@ -26,6 +26,9 @@ const applyReadBytes = 1024 * 1024
 
 export interface ReplicaOptions {
   readonly group: number
+  /** This replica's name in the group's configuration, and its life. */
+  readonly member: NodeId
+  readonly life: number
   readonly core: Consensus
   readonly store: StateStore
   readonly machine: KvMachine
@@ -50,6 +53,8 @@ interface WaitingRead {
 
 export class Replica {
   readonly group: number
+  readonly member: NodeId
+  readonly life: number
   readonly core: Consensus
   readonly machine: KvMachine
   readonly #options: ReplicaOptions
@@ -68,6 +73,8 @@ export class Replica {
 
   constructor(options: ReplicaOptions) {
     this.group = options.group
+    this.member = options.member
+    this.life = options.life
     this.core = options.core
     this.machine = options.machine
     this.#store = options.store

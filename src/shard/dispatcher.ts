@@ -54,6 +54,8 @@ export interface DispatcherOptions {
   readonly attemptTimeoutMs: number
   readonly maxWaitingOperations: number
   readonly maxWaitingBytes: number
+  /** A node said that it does not have a group that it should have by the map: the map may be old. */
+  readonly onWrongGroup?: (() => void) | undefined
 }
 
 interface Attempt {
@@ -93,19 +95,34 @@ export class Dispatcher {
   #closed = false
 
   constructor(options: DispatcherOptions) {
-    const { runtime, router, messenger } = options
+    const { runtime, messenger } = options
     this.#options = options
     this.#session = runtime.randomBytes(sessionIdBytes)
     this.#nextRequestId = Buffer.from(runtime.randomBytes(6)).readUIntBE(0, 6)
-    for (const { id: group } of router.map.groups) {
-      this.#writes.set(group, new Set())
-      const members = () => router.membersOf(group)
-      this.#routes.set(group, new GroupRoute({ group, members, runtime, onReady: () => this.#scheduleFlush() }))
-    }
     messenger.onMessage(Channel.kvReply, (_from, body) => {
       const reader = new Reader(body)
       this.#receive(reader.varint(), reader.u8() as ReplyStatus, reader)
     })
+  }
+
+  #route(group: number): GroupRoute {
+    const existing = this.#routes.get(group)
+    if (existing !== undefined) return existing
+    const { runtime, router } = this.#options
+    const members = () => router.membersOf(group)
+    const nodes = () => router.map.nodes.map(({ id }) => id)
+    const route = new GroupRoute({ group, members, nodes, runtime, onReady: () => this.#scheduleFlush() })
+    this.#routes.set(group, route)
+    return route
+  }
+
+  #writesOf(group: number): Set<number> {
+    let writes = this.#writes.get(group)
+    if (writes === undefined) {
+      writes = new Set()
+      this.#writes.set(group, writes)
+    }
+    return writes
   }
 
   /** Adds an operation and resolves to its result. Throws what is wrong with the options, ClosedError, OverloadedError, or the reason of a signal already aborted. */
@@ -123,11 +140,11 @@ export class Dispatcher {
       operation.detach = watchSignal(options, (aborted) => this.#fail(operation, abortedError(operation, aborted)))
       if (operation.kind === 'write') {
         this.#nextSequence++
-        this.#writes.get(operation.group)!.add(operation.sequence)
+        this.#writesOf(operation.group).add(operation.sequence)
       }
       this.#waiting.add(operation)
       this.#waitingBytes += sizeOf(operation)
-      this.#routes.get(operation.group)!.add(operation)
+      this.#route(operation.group).add(operation)
       this.#scheduleFlush()
     })
   }
@@ -138,7 +155,7 @@ export class Dispatcher {
     operation.detach?.()
     this.#waiting.delete(operation)
     this.#waitingBytes -= sizeOf(operation)
-    if (operation.kind === 'write') this.#writes.get(operation.group)!.delete(operation.sequence)
+    if (operation.kind === 'write') this.#writesOf(operation.group).delete(operation.sequence)
     return true
   }
 
@@ -198,7 +215,7 @@ export class Dispatcher {
     } else if (kind === RequestKind.scan) {
       writeScanRequest(this.#writer, (operations[0] as ScanOperation).request)
     } else {
-      const lowWater = this.#writes.get(operations[0]!.group)!.values().next().value ?? this.#nextSequence
+      const lowWater = this.#writesOf(operations[0]!.group).values().next().value ?? this.#nextSequence
       writeBatchHeader(this.#writer, this.#session, lowWater, operations.length)
       for (const operation of operations as readonly WriteOperation[]) {
         operation.uncertain = true
@@ -221,8 +238,11 @@ export class Dispatcher {
         break
       case ReplyStatus.lost:
       case ReplyStatus.stopped:
-      case ReplyStatus.wrongGroup:
         route.abandon(target)
+        break
+      case ReplyStatus.wrongGroup:
+        route.exclude(target)
+        this.#options.onWrongGroup?.()
         break
       case ReplyStatus.overloaded:
         route.backOff()

@@ -2,7 +2,8 @@
  * GroupRoute: where a client sends what it asks of one group, and what waits to be sent.
  *
  * Invariants: 1. at most one guess at a time: the leader that last answered, or the members in turn, those just lost left out; 2. after a refusal without a hint nothing
- * is sent for a while that doubles up to a bound: a group without a leader is not flooded.
+ * is sent for a while that doubles up to a bound: a group without a leader is not flooded; 3. the map says where a group's members should be, not where they are: when all of
+ * them say that they do not have the group, every node of the map is asked in turn, and whoever is named as the leader is asked wherever it is.
  */
 import type { Cancel, Runtime } from '../base/runtime.js'
 import type { NodeId } from '../raft/types.js'
@@ -14,10 +15,14 @@ const longestPauseMs = 80
 const maxHops = 2
 /** Followers name a dead leader until they elect another. A node that is back must be found soon all the same, so being lost wears off. */
 const lostForMs = 150
+/** For so long a node that does not have the group is not asked again: it may be getting it. */
+const withoutForMs = 500
 
 export interface GroupRouteOptions {
   readonly group: number
   readonly members: () => readonly NodeId[]
+  /** Every node that there is. */
+  readonly nodes: () => readonly NodeId[]
   readonly runtime: Runtime
   /** A pause is over: what waits can be sent. */
   readonly onReady: () => void
@@ -32,6 +37,8 @@ export class GroupRoute {
   readonly #options: GroupRouteOptions
   /** Nodes whose connection was lost a moment ago, and until when that keeps us from asking them. */
   readonly #lostUntilMs = new Map<NodeId, number>()
+  /** Nodes that do not have the group, and until when they are believed. */
+  readonly #withoutUntilMs = new Map<NodeId, number>()
   #leader: NodeId | null = null
   #turn: number
   #pauseMs = firstPauseMs
@@ -76,11 +83,16 @@ export class GroupRoute {
   target(): NodeId {
     if (this.#leader !== null) return this.#leader
     const members = this.#options.members()
-    for (let step = 0; step < members.length; step++) {
-      const member = members[(this.#turn + step) % members.length]!
-      if (!this.#isLost(member)) return member
+    const nowMs = this.#options.runtime.nowMs()
+    const isWithout = (node: NodeId) => (this.#withoutUntilMs.get(node) ?? 0) > nowMs
+    const candidates = this.#withoutUntilMs.size > 0 && members.every(isWithout) ? this.#options.nodes() : members
+    for (const fits of [(node: NodeId) => !this.#isLost(node) && !isWithout(node), (node: NodeId) => !this.#isLost(node)]) {
+      for (let step = 0; step < candidates.length; step++) {
+        const candidate = candidates[(this.#turn + step) % candidates.length]!
+        if (fits(candidate)) return candidate
+      }
     }
-    return members[this.#turn % members.length]!
+    return candidates[this.#turn % candidates.length]!
   }
 
   /** A request was answered: this is the leader. */
@@ -89,12 +101,13 @@ export class GroupRoute {
     this.#pauseMs = firstPauseMs
     this.#hops = 0
     this.patience = 1
+    this.#withoutUntilMs.clear()
   }
 
   /** `from` is not the leader; it may know who is. */
   redirect(from: NodeId, hint: NodeId): void {
     if (this.#hasLeft(from)) return
-    if (hint === '' || hint === from || this.#isLost(hint) || !this.#options.members().includes(hint)) return this.abandon(from)
+    if (hint === '' || hint === from || this.#isLost(hint) || !this.#options.nodes().includes(hint)) return this.abandon(from)
     this.#leader = hint
     // Nodes that name one another must not send us round in circles.
     if (++this.#hops > maxHops) this.backOff()
@@ -107,6 +120,12 @@ export class GroupRoute {
     if (this.#cancelPause !== null) return
     this.#turn++
     this.backOff()
+  }
+
+  /** `from` does not have the group. */
+  exclude(from: NodeId): void {
+    this.#withoutUntilMs.set(from, this.#options.runtime.nowMs() + withoutForMs)
+    this.abandon(from)
   }
 
   /** Another node is asked already: what comes late from this one says nothing about that. */

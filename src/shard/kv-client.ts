@@ -5,7 +5,7 @@
  */
 import { toBytes } from '../base/bytes.js'
 import { InvalidArgumentError } from '../base/errors.js'
-import { type Limits, shardOf } from '../engine/command.js'
+import { type Limits, metaShard, shardOf } from '../engine/command.js'
 import type { DeleteResult, KeyLike, KeyValue, KV, ReadOptions, ScanOptions, ValueLike, WriteOptions, WriteResult } from '../engine/kv.js'
 import type { ReadResult, ScanPage, ScanRequest } from '../engine/kv-protocol.js'
 import type { NodeId } from '../raft/types.js'
@@ -20,12 +20,10 @@ export interface KvClientOptions extends DispatcherOptions {
 export class KvClient implements KV {
   readonly #options: KvClientOptions
   readonly #dispatcher: Dispatcher
-  readonly #groups: readonly number[]
 
   constructor(options: KvClientOptions) {
     this.#options = options
     this.#dispatcher = new Dispatcher(options)
-    this.#groups = options.router.map.groups.map(({ id }) => id)
   }
 
   async get(key: KeyLike, options: ReadOptions = {}): Promise<KeyValue | undefined> {
@@ -59,7 +57,7 @@ export class KvClient implements KV {
   }
 
   scan(options: ScanOptions = {}): AsyncIterable<KeyValue> {
-    return scanGroups(options, this.#groups, (group, request) => this.#scanPage(group, request, options))
+    return scanGroups(options, this.#options.router.dataGroups, (group, request) => this.#scanPage(group, request, options))
   }
 
   /** The key's bytes, as a copy: the caller may reuse its buffer while a retry still needs the key. */
@@ -75,10 +73,14 @@ export class KvClient implements KV {
   }
 
   #write(key: Uint8Array, value: Uint8Array | null, options: WriteOptions): Promise<WriteAnswer> {
-    const { ifVersion, ifRevision } = options
-    checkCondition('ifVersion', ifVersion)
-    checkCondition('ifRevision', ifRevision)
+    checkCondition('ifVersion', options.ifVersion)
+    checkCondition('ifRevision', options.ifRevision)
     const shard = shardOf(key, this.#options.router.shards)
+    return this.#writeIn(shard, key, value, options)
+  }
+
+  #writeIn(shard: number, key: Uint8Array, value: Uint8Array | null, options: WriteOptions): Promise<WriteAnswer> {
+    const { ifVersion, ifRevision } = options
     const group = this.#options.router.groupOf(shard)
     return this.#dispatcher.wait<WriteAnswer>(options, (sequence, waiting) => ({
       kind: 'write',
@@ -94,13 +96,27 @@ export class KvClient implements KV {
   }
 
   #read(key: Uint8Array, options: ReadOptions): Promise<ReadResult | undefined> {
-    const shard = shardOf(key, this.#options.router.shards)
+    return this.#readIn(shardOf(key, this.#options.router.shards), key, options)
+  }
+
+  #readIn(shard: number, key: Uint8Array, options: ReadOptions): Promise<ReadResult | undefined> {
     const group = this.#options.router.groupOf(shard)
     return this.#dispatcher.wait<ReadResult | undefined>(options, (_sequence, waiting) => ({ kind: 'read', ...waiting, group, shard, key }))
   }
 
   #scanPage(group: number, request: ScanRequest, options: ReadOptions): Promise<ScanPage> {
     return this.#dispatcher.wait<ScanPage>(options, (_sequence, waiting) => ({ kind: 'scan', ...waiting, group, request }))
+  }
+
+  /** Reads a key of the meta group, linearizably. */
+  readMeta(key: Uint8Array, options: ReadOptions = {}): Promise<ReadResult | undefined> {
+    return this.#readIn(metaShard, key, options)
+  }
+
+  /** Writes a key of the meta group. */
+  async writeMeta(key: Uint8Array, value: Uint8Array, options: WriteOptions = {}): Promise<WriteResult> {
+    const { version, revision } = await this.#writeIn(metaShard, key, value, options)
+    return { version, revision }
   }
 
   /** The connection to a node was lost: what was asked of it is asked elsewhere at once. */

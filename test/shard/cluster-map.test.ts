@@ -2,7 +2,16 @@ import { encode } from '@msgpack/msgpack'
 import { expect } from 'chai'
 import fc from 'fast-check'
 import { CorruptionError, InvalidArgumentError } from '../../src/base/errors.js'
-import { type BootstrapOptions, checkNodeId, decodeClusterMap, encodeClusterMap, makeClusterMap, Router } from '../../src/shard/cluster-map.js'
+import {
+  type BootstrapOptions,
+  checkNodeId,
+  decodeClusterMap,
+  encodeClusterMap,
+  makeClusterMap,
+  Router,
+  withNode,
+  withoutNode,
+} from '../../src/shard/cluster-map.js'
 import { newSeed } from '../support/seed.js'
 
 const nodesOf = (count: number) => Array.from({ length: count }, (_, at) => ({ id: `n${at + 1}`, address: `127.0.0.1:${7001 + at}` }))
@@ -30,7 +39,8 @@ describe('ClusterMap', () => {
           for (const member of members) expect(router.addressOf(member)).to.be.a('string')
           for (const shard of router.shardsOf(id)) expect(router.groupOf(shard)).to.equal(id)
           // Balance: shards of groups differ by one at most (S8).
-          expect(Math.abs(router.shardsOf(id).length - map.shards / map.groups.length)).to.be.below(1)
+          if (id === 0) expect(router.shardsOf(id)).to.deep.equal([])
+          else expect(Math.abs(router.shardsOf(id).length - map.shards / router.dataGroups.length)).to.be.below(1)
         }
       }),
       { seed: newSeed() | 0, numRuns: 200 },
@@ -74,37 +84,45 @@ describe('ClusterMap', () => {
   it('hazard E1.10: refuses encodings that are no map, and maps that cannot be', () => {
     const id = '0123456789abcdef'
     const nodes = [
-      ['a', 'address of a'],
-      ['b', 'address of b'],
+      ['a', 'address of a', 0],
+      ['b', 'address of b', 7],
     ]
-    const good = [id, 8, nodes, [[1, ['a', 'b']]]]
-    expect(decodeClusterMap(encode(good)).groups).to.deep.equal([{ id: 1, members: ['a', 'b'] }])
+    const meta = [0, ['a']]
+    const good = [id, 5, 8, 3, nodes, [meta, [1, ['a', 'b']]]]
+    expect(decodeClusterMap(encode(good))).to.deep.equal({
+      ...{ clusterId: id, epoch: 5, shards: 8, replicas: 3 },
+      nodes: [
+        { id: 'a', address: 'address of a', incarnation: 0 },
+        { id: 'b', address: 'address of b', incarnation: 7 },
+      ],
+      groups: [
+        { id: 0, members: ['a'] },
+        { id: 1, members: ['a', 'b'] },
+      ],
+    })
     const wrong: unknown[] = [
       null,
       {},
       [],
       'map',
-      ['xyz', 8, nodes, [[1, ['a']]]],
-      [id, 0, nodes, [[1, ['a']]]],
-      [id, 2 ** 40, nodes, [[1, ['a']]]],
-      [id, 8, [], [[1, ['a']]]],
-      [id, 8, nodes, []],
-      [id, 8, nodes, [[0, ['a']]]],
-      [id, 8, nodes, [[1, []]]],
-      [id, 8, nodes, [[1, ['stranger']]]],
-      [id, 8, nodes, [[1, ['a', 'a']]]],
-      [
-        id,
-        8,
-        nodes,
-        [
-          [1, ['a']],
-          [1, ['b']],
-        ],
-      ],
-      [id, 8, [...nodes, ['a', 'elsewhere']], [[1, ['a']]]],
-      [id, 8, [['a', 7]], [[1, ['a']]]],
-      [id, 8, nodes, 'groups'],
+      ['xyz', 5, 8, 3, nodes, [meta, [1, ['a']]]],
+      [id, 0, 8, 3, nodes, [meta, [1, ['a']]]],
+      [id, 5, 0, 3, nodes, [meta, [1, ['a']]]],
+      [id, 5, 2 ** 40, 3, nodes, [meta, [1, ['a']]]],
+      [id, 5, 8, 0, nodes, [meta, [1, ['a']]]],
+      [id, 5, 8, 3, [], [meta, [1, ['a']]]],
+      [id, 5, 8, 3, nodes, []],
+      [id, 5, 8, 3, nodes, [meta]],
+      [id, 5, 8, 3, nodes, [[1, ['a']], meta]],
+      [id, 5, 8, 3, nodes, [meta, [0, ['a']]]],
+      [id, 5, 8, 3, nodes, [meta, [1, []]]],
+      [id, 5, 8, 3, nodes, [meta, [1, ['stranger']]]],
+      [id, 5, 8, 3, nodes, [meta, [1, ['a', 'a']]]],
+      [id, 5, 8, 3, nodes, [meta, [1, ['a']], [1, ['b']]]],
+      [id, 5, 8, 3, [...nodes, ['a', 'elsewhere', 0]], [meta, [1, ['a']]]],
+      [id, 5, 8, 3, [['a', 7, 0]], [meta, [1, ['a']]]],
+      [id, 5, 8, 3, [['a', 'x', -1]], [meta, [1, ['a']]]],
+      [id, 5, 8, 3, nodes, 'groups'],
     ]
     for (const each of wrong) expect(() => decodeClusterMap(encode(each)), JSON.stringify(each)).to.throw(CorruptionError)
     const bytes = encode(good)
@@ -116,5 +134,63 @@ describe('ClusterMap', () => {
       }),
       { seed: newSeed() | 0, numRuns: 1000 },
     )
+  })
+
+  it('a change of nodes keeps every group at its number of replicas, as far as there are nodes, and raises the epoch', () => {
+    const step = fc.record({ node: fc.nat({ max: 9 }), kind: fc.constantFrom('add', 'remove', 'replace', 'move', 'wipe'), other: fc.nat({ max: 9 }) })
+    fc.assert(
+      fc.property(fc.integer({ min: 1, max: 5 }), fc.integer({ min: 1, max: 4 }), fc.array(step, { maxLength: 30 }), (replicas, count, steps) => {
+        let map = makeClusterMap({ nodes: nodesOf(count), groups: 4, shards: 8, replicas })
+        for (const { node, kind, other } of steps) {
+          const id = `n${node}`
+          const entry = map.nodes.find((each) => each.id === id)
+          const before = map
+          let next: typeof map | null = null
+          if (kind === 'add' && entry === undefined) next = withNode(map, { id, address: `new address of ${id}`, incarnation: 9 })
+          else if (kind === 'move' && entry !== undefined) next = withNode(map, { ...entry, address: `${entry.address}0` })
+          else if (kind === 'wipe' && entry !== undefined) next = withNode(map, { ...entry, incarnation: entry.incarnation + 1 })
+          else if (kind === 'remove' && map.nodes.length > 1) next = withoutNode(map, id, null)
+          else if (kind === 'replace' && map.nodes.length > 1 && other !== node && map.nodes.some((each) => each.id === `n${other}`))
+            next = withoutNode(map, id, `n${other}`)
+          if (next === null) continue
+          map = next
+          expect(map.epoch).to.equal(before.epoch + 1)
+          expect(decodeClusterMap(encodeClusterMap(map))).to.deep.equal(map)
+          const router = new Router(before)
+          expect(router.update(map)).to.equal(true)
+          expect(router.update(before)).to.equal(false)
+          expect(router.update({ ...map, epoch: map.epoch + 1, clusterId: '0'.repeat(16) })).to.equal(false)
+          for (const group of map.groups) {
+            expect(group.members.length).to.equal(Math.min(replicas, map.nodes.length))
+            const stayed = before.groups
+              .find((each) => each.id === group.id)!
+              .members.filter((member) => map.nodes.some((each) => each.id === member))
+            // Nothing moves that need not.
+            expect(group.members).to.include.members(stayed)
+          }
+        }
+      }),
+      { seed: newSeed() | 0, numRuns: 200 },
+    )
+    const alone = makeClusterMap({ nodes: nodesOf(1) })
+    expect(() => withoutNode(alone, 'n1', null)).to.throw(InvalidArgumentError)
+    expect(() => withoutNode(alone, 'n1', 'n2')).to.throw(InvalidArgumentError)
+    expect(withoutNode(makeClusterMap({ nodes: nodesOf(2) }), 'n3', null)).to.equal(null)
+    expect(withNode(alone, { id: 'n1', address: '127.0.0.1:7001', incarnation: 0 })).to.equal(null)
+  })
+
+  it('a node that was heard elsewhere is asked there, until the map says where it is', () => {
+    const map = makeClusterMap({ nodes: nodesOf(2) })
+    const router = new Router(map)
+    router.heard('n2', 'new')
+    router.heard('stranger', 'nowhere')
+    expect(router.addressOf('n2')).to.equal('new')
+    expect(router.nodeAt('new')).to.equal('n2')
+    expect(router.addressOf('stranger')).to.equal(undefined)
+    // Another node's change says nothing about this one.
+    router.update(withNode(map, { id: 'n3', address: 'third', incarnation: 1 })!)
+    expect(router.addressOf('n2')).to.equal('new')
+    router.update(withNode(router.map, { id: 'n2', address: 'newest', incarnation: 0 })!)
+    expect(router.addressOf('n2')).to.equal('newest')
   })
 })

@@ -2,8 +2,9 @@
 import { Writer } from '../../../src/base/codec.js'
 import { systemRuntime } from '../../../src/base/runtime.js'
 import { shardOf, writeBatchHeader, writeCommand } from '../../../src/engine/command.js'
+import { DataFolder } from '../../../src/engine/data-folder.js'
 import { type DatabaseBatch, type OpenDatabase, openLevel } from '../../../src/engine/database.js'
-import { DataFolder, defaultTuning, Engine, type EngineTuning } from '../../../src/engine/engine.js'
+import { defaultTuning, Engine, type EngineTuning } from '../../../src/engine/engine.js'
 import { encodeMessage } from '../../../src/raft/message-codec.js'
 import { type Entry, EntryKind, type Message } from '../../../src/raft/types.js'
 import { Channel, type MessageHandler, type MessengerFace } from '../../../src/transport/messenger.js'
@@ -100,6 +101,7 @@ export class EngineFixture {
     }
     this.#data = await DataFolder.open(this.folder, openGated, 1024 * 1024)
     try {
+      for (const { id, members } of groups) await this.#data.storeReplica({ group: id, life: 0, founders: members, isDoomed: false })
       this.engine = await Engine.open({
         nodeId: 'b',
         folder: this.#data,
@@ -107,7 +109,6 @@ export class EngineFixture {
         messenger: this.messenger,
         tuning: { ...defaultTuning, electionTimeoutMs: 600_000, heartbeatIntervalMs: 100_000, ...tuning },
         addressOf: (nodeId) => `address of ${nodeId}`,
-        groups,
         onFailure: (error) => this.failures.push(error),
         onStatus: () => {},
       })
@@ -132,7 +133,7 @@ export class EngineFixture {
   }
 
   receive(message: Message): void {
-    const writer = new Writer().varint(1)
+    const writer = new Writer().varint(1).varint(0).varint(0)
     encodeMessage(writer, message)
     this.messenger.deliver(Channel.raft, message.from, writer.finish())
   }

@@ -1,0 +1,100 @@
+/**
+ * DataFolder: the two databases of a node's folder, opened and checked, and what the folder says of itself.
+ *
+ * Invariants: 1. the log's half is written before the state's, so a state without a log beside it is a folder that lost a part, and is refused; 2. of a folder's replicas each has one
+ * record, written with `sync` before the replica takes part.
+ */
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { RefusedError } from '../base/errors.js'
+import type { Database, OpenDatabase } from './database.js'
+import {
+  checkIdentity,
+  deleteReplica,
+  type Identity,
+  putIdentity,
+  putMap,
+  putReplica,
+  type ReplicaRecord,
+  readIdentity,
+  readMap,
+  readReplicas,
+} from './identity.js'
+
+export class DataFolder {
+  readonly location: string
+  readonly log: Database
+  readonly state: Database
+
+  private constructor(location: string, log: Database, state: Database) {
+    this.location = location
+    this.log = log
+    this.state = state
+  }
+
+  static async open(location: string, openDatabase: OpenDatabase, cacheBytes: number): Promise<DataFolder> {
+    await mkdir(location, { recursive: true })
+    const log = await openDatabase(join(location, 'log'), { cacheBytes: 8 * 1024 * 1024, writeBufferBytes: 16 * 1024 * 1024 })
+    try {
+      const state = await openDatabase(join(location, 'state'), { cacheBytes, writeBufferBytes: 16 * 1024 * 1024 })
+      return new DataFolder(location, log, state)
+    } catch (error) {
+      await log.close()
+      throw error
+    }
+  }
+
+  /** Whom the folder belongs to; undefined when it is new. Refuses halves that do not belong together. */
+  identity(): Identity | undefined {
+    const log = readIdentity(this.log)
+    const state = readIdentity(this.state)
+    if (log !== undefined && state !== undefined) checkIdentity(join(this.location, 'state'), state, log)
+    // The state database is written second: without the log's identity there must be no state.
+    if (log === undefined && state !== undefined)
+      throw new RefusedError('WRONG_FOLDER', `${this.location}/log is missing beside ${this.location}/state`)
+    return log
+  }
+
+  /** Makes the folder that of a node, with the cluster map and the replicas that it begins with. */
+  async claim(identity: Identity, map: Uint8Array, replicas: readonly ReplicaRecord[]): Promise<void> {
+    const batch = this.log.batch()
+    putIdentity(batch, identity)
+    putMap(batch, map)
+    for (const replica of replicas) putReplica(batch, replica)
+    await batch.write({ sync: true })
+    const stateBatch = this.state.batch()
+    putIdentity(stateBatch, identity)
+    await stateBatch.write({ sync: true })
+  }
+
+  /** The last cluster map that was stored, encoded. */
+  map(): Uint8Array | undefined {
+    return readMap(this.log)
+  }
+
+  async storeMap(map: Uint8Array): Promise<void> {
+    const batch = this.log.batch()
+    putMap(batch, map)
+    await batch.write({ sync: true })
+  }
+
+  replicas(): Promise<ReplicaRecord[]> {
+    return readReplicas(this.log)
+  }
+
+  async storeReplica(record: ReplicaRecord): Promise<void> {
+    const batch = this.log.batch()
+    putReplica(batch, record)
+    await batch.write({ sync: true })
+  }
+
+  async forgetReplica(group: number): Promise<void> {
+    const batch = this.log.batch()
+    deleteReplica(batch, group)
+    await batch.write({ sync: true })
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([this.log.close(), this.state.close()])
+  }
+}
