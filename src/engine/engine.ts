@@ -27,7 +27,9 @@ export interface EngineTuning {
   readonly maxAppendBytes: number
   readonly maxTailBytes: number
   readonly maxUncommittedBytes: number
-  /** The state overlay is flushed at so many bytes … */
+  /** Bytes of applied records that a node keeps in memory though its state database has them, over all groups. */
+  readonly recordCacheBytes: number
+  /** A group's state is flushed when so many bytes are newer than its database … */
   readonly flushBytes: number
   /** … or when its oldest change is so old. */
   readonly flushAfterMs: number
@@ -41,6 +43,7 @@ export const defaultTuning: EngineTuning = {
   maxAppendBytes: 512 * 1024,
   maxTailBytes: 16 * 1024 * 1024,
   maxUncommittedBytes: 64 * 1024 * 1024,
+  recordCacheBytes: 64 * 1024 * 1024,
   flushBytes: 4 * 1024 * 1024,
   flushAfterMs: 5000,
   cacheBytes: 64 * 1024 * 1024,
@@ -93,6 +96,7 @@ export class Engine {
       group,
       runtime,
       decode: decodeRecord,
+      cacheBytes: () => tuning.recordCacheBytes / this.#stores.length,
       flushBytes: tuning.flushBytes,
       flushAfterMs: tuning.flushAfterMs,
       durableIndex: () => core?.status().durableIndex ?? 0,

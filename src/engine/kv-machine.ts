@@ -14,7 +14,7 @@ import { toLatin1 } from '../base/bytes.js'
 import { Reader, Writer } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
 import { type Command, type CommandBatch, type CommandResult, CommandStatus, readBatch, readResult, writeResult } from './command.js'
-import type { StateRecord } from './overlay.js'
+import type { StateRecord } from './record-table.js'
 import type { RecordCursor, StateStore } from './state-store.js'
 
 const RecordType = { shard: 0, value: 1, session: 2 } as const
@@ -23,16 +23,24 @@ const RecordType = { shard: 0, value: 1, session: 2 } as const
 export class ValueRecord implements StateRecord {
   readonly version: number
   readonly revision: number
-  readonly value: Uint8Array
+  #value: Uint8Array
 
   constructor(version: number, revision: number, value: Uint8Array) {
     this.version = version
     this.revision = revision
-    this.value = value
+    this.#value = value
+  }
+
+  get value(): Uint8Array {
+    return this.#value
   }
 
   get sizeBytes(): number {
-    return this.value.length + 64
+    return this.#value.length + 64
+  }
+
+  rest(encoded: Uint8Array): void {
+    this.#value = encoded.subarray(encoded.length - this.#value.length)
   }
 
   encode(): Uint8Array {
@@ -157,7 +165,7 @@ export class KvMachine {
     let record = this.#store.get(sessionKey) as SessionRecord | undefined
     const first = record?.find(command.sequence)
     if (first !== undefined) return first
-    // A record that is already in the active overlay is changed in place; a frozen one, or the database's, is copied first.
+    // A record that was changed since the last flush began is changed in place; one that is being flushed, or the database's, is copied first.
     const owned = record !== undefined && this.#store.owns(sessionKey)
     if (record === undefined) record = new SessionRecord(batch.lowWater, new Map())
     else if (owned) record.trim(batch.lowWater)
@@ -202,7 +210,7 @@ export class KvMachine {
     return state
   }
 
-  /** Puts the changed revision counters into the store: called right before it freezes an overlay. */
+  /** Puts the changed revision counters into the store: called right before a flush. */
   saveShards(): void {
     for (const [shard, state] of this.#shards) {
       if (!state.dirty) continue

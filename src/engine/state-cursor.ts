@@ -1,11 +1,11 @@
 /**
- * RecordCursor: ordered reading of a group's state: the overlays' entries merged with the database's.
+ * RecordCursor: ordered reading of a group's state: what is newer in memory merged with the database's entries.
  *
- * Invariant: a cursor shows the state as it was when it was opened: frozen or copied entries of the overlays over an iterator of the database, which has a view of its own.
+ * Invariant: a cursor shows the state as it was when it was opened: entries copied out of the table over an iterator of the database, which has a view of its own.
  */
 import { toLatin1 } from '../base/bytes.js'
 import type { DatabaseIterator } from './database.js'
-import { lowerBound, type Overlay, type StateRecord } from './overlay.js'
+import type { PendingEntry, StateRecord } from './record-table.js'
 
 /** A consistent view of a key range; entries come in key order. */
 export interface RecordCursor {
@@ -13,32 +13,10 @@ export interface RecordCursor {
   close(): Promise<void>
 }
 
-/** Entries of both overlays in a range, the newer one's taking precedence; nulls stay: they hide what the database has. */
-export function overlayRange(older: Overlay, newer: Overlay, gte: string, lt: string): [string, StateRecord | null][] {
-  const entries: [string, StateRecord | null][] = []
-  const olderKeys = older.sortedKeys()
-  const newerKeys = newer.sortedKeys()
-  const olderEnd = lowerBound(olderKeys, lt)
-  const newerEnd = lowerBound(newerKeys, lt)
-  let o = lowerBound(olderKeys, gte)
-  let n = lowerBound(newerKeys, gte)
-  while (o < olderEnd || n < newerEnd) {
-    if (n >= newerEnd || (o < olderEnd && olderKeys[o]! < newerKeys[n]!)) {
-      const key = olderKeys[o++]!
-      entries.push([key, older.get(key)!])
-    } else {
-      const key = newerKeys[n++]!
-      if (o < olderEnd && olderKeys[o] === key) o++
-      entries.push([key, newer.get(key)!])
-    }
-  }
-  return entries
-}
-
-/** Merges the database's entries with the overlay's, which take precedence. */
+/** Merges the database's entries with the table's, which take precedence. */
 export class MergedCursor implements RecordCursor {
   readonly #iterator: DatabaseIterator
-  readonly #pending: [string, StateRecord | null][]
+  readonly #pending: PendingEntry[]
   readonly #reverse: boolean
   readonly #prefixLength: number
   readonly #decode: (key: string, bytes: Uint8Array) => StateRecord
@@ -49,7 +27,7 @@ export class MergedCursor implements RecordCursor {
 
   constructor(
     iterator: DatabaseIterator,
-    pending: [string, StateRecord | null][],
+    pending: PendingEntry[],
     reverse: boolean,
     prefixLength: number,
     decode: (key: string, bytes: Uint8Array) => StateRecord,

@@ -1,11 +1,11 @@
 /**
- * StateStore: one group's applied state: an in-memory overlay over the node's state database, written behind in the background.
+ * StateStore: one group's applied state: a table of records in memory over the node's state database, written behind in the background.
  *
  * Invariants:
- * 1. Reads see every applied change at once: active overlay, then the previous one, then the database.
+ * 1. Reads see every applied change at once: the table in memory first (record-table.ts), then the database.
  * 2. A flush is one synced batch, and holds all changes since the flush before and the applied index. So the database is at any moment, power loss
  *    included, the state at exactly its applied index: the log before it is no longer needed.
- * 3. The previous overlay never changes; it stays as a cache when its flush is done, until the next one replaces it.
+ * 3. What a flush writes never changes while it is under way; afterwards it stays in memory as a cache, within its bound.
  * 4. A flush never holds an entry that is not yet durable in this node's own log: the leader applies on its followers' word, and a log that ends before the
  *    state would make the next start impossible.
  * 5. At most one flush or install is under way; the host stops applying while `congested` or while `awaitsLog`.
@@ -16,9 +16,9 @@ import { Reader, Writer } from '../base/codec.js'
 import { ClosedError, CorruptionError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { Database, DatabaseBatch, DatabaseIterator, DatabaseReader } from './database.js'
-import { Overlay, type StateRecord } from './overlay.js'
+import { type FrozenChanges, RecordTable, type StateRecord } from './record-table.js'
 import { type Area, areaPrefix, emptyArea, pointTo, readCurrentArea } from './state-area.js'
-import { MergedCursor, overlayRange, type RecordCursor } from './state-cursor.js'
+import { MergedCursor, type RecordCursor } from './state-cursor.js'
 
 export type { RecordCursor } from './state-cursor.js'
 
@@ -36,13 +36,15 @@ export interface StateStoreOptions {
   readonly runtime: Runtime
   /** Decodes a record of the database. */
   readonly decode: (key: string, bytes: Uint8Array) => StateRecord
-  /** Flushes when the overlay holds so many bytes … */
+  /** Bytes of records that are kept in memory though the database has them. */
+  readonly cacheBytes: () => number
+  /** Flushes when so many bytes are newer than the database … */
   readonly flushBytes: number
   /** … or its oldest change is so old. */
   readonly flushAfterMs: number
   /** The last entry that is durable in this node's log. */
   readonly durableIndex: () => number
-  /** Called right before an overlay is frozen: the last moment to put records into it. */
+  /** Called right before a flush: the last moment to put records into it. */
   readonly beforeFreeze: () => void
   /** A flush is done: the log is needed only from here on. */
   readonly onFlushed?: (index: number) => void
@@ -62,8 +64,7 @@ export class StateStore {
   readonly #options: StateStoreOptions
   #area: Area = 0
   #prefix: string
-  #active = new Overlay()
-  #previous = new Overlay()
+  #table: RecordTable
   #appliedIndex = 0
   /** Applied index of the newest flush that is done. */
   #flushedIndex = 0
@@ -79,6 +80,7 @@ export class StateStore {
   constructor(options: StateStoreOptions) {
     this.#options = options
     this.#prefix = areaPrefix(options.group, 0)
+    this.#table = new RecordTable(options.cacheBytes)
   }
 
   /** Reads where the state stands. What a crash left of an install or of an old state is removed in the background. */
@@ -134,9 +136,9 @@ export class StateStore {
     return this.#flushedIndex
   }
 
-  /** True while applying more would make the overlay outgrow its bound, and while a snapshot takes the state's place. */
+  /** True while applying more would let what is not flushed outgrow its bound, and while a snapshot takes the state's place. */
   get congested(): boolean {
-    return this.#installing !== null || (this.#flushing !== null && this.#active.bytes > 2 * this.#options.flushBytes)
+    return this.#installing !== null || (this.#flushing !== null && this.#table.dirtyBytes > 2 * this.#options.flushBytes)
   }
 
   /** True while a flush is due and waits for the log: the host goes on when its next log write is done. */
@@ -150,27 +152,27 @@ export class StateStore {
   }
 
   get(key: string): StateRecord | undefined {
-    const fresh = this.#active.get(key)
-    if (fresh !== undefined) return fresh ?? undefined
-    const older = this.#previous.get(key)
-    if (older !== undefined) return older ?? undefined
+    const known = this.#table.get(key)
+    if (known !== undefined) return known ?? undefined
     const bytes = this.#options.database.getSync(this.#databaseKey(key))
-    return bytes === undefined ? undefined : this.#options.decode(key, bytes)
+    const record = bytes === undefined ? null : this.#options.decode(key, bytes)
+    this.#table.cache(key, record)
+    return record ?? undefined
   }
 
   /** True when the record may be changed in place: it was put since the last freeze. */
   owns(key: string): boolean {
-    return this.#active.get(key) != null
+    return this.#table.owns(key)
   }
 
   set(key: string, record: StateRecord | null): void {
-    this.#active.set(key, record)
+    this.#table.set(key, record)
   }
 
   /** All effects of the log up to this index are in; called between entries only. */
   advance(index: number): void {
     this.#appliedIndex = index
-    if (this.#active.bytes >= this.#options.flushBytes) this.#due = true
+    if (this.#table.dirtyBytes >= this.#options.flushBytes) this.#due = true
     else if (index !== this.#flushedIndex) this.#cancelTimer ??= this.#options.runtime.schedule(this.#options.flushAfterMs, () => this.#onTimer())
     this.flushIfDue()
   }
@@ -197,9 +199,7 @@ export class StateStore {
 
   #startFlush(): void {
     this.#options.beforeFreeze()
-    this.#previous = this.#active
-    this.#active = new Overlay()
-    this.#flushing = this.#flush(this.#previous, this.#appliedIndex).then(
+    this.#flushing = this.#flush(this.#table.freeze(), this.#appliedIndex).then(
       () => {
         this.#flushing = null
         this.#options.onFlushed?.(this.#flushedIndex)
@@ -213,21 +213,30 @@ export class StateStore {
     )
   }
 
-  async #flush(overlay: Overlay, appliedIndex: number): Promise<void> {
-    const { database, runtime } = this.#options
+  async #flush({ keys, records }: FrozenChanges, appliedIndex: number): Promise<void> {
+    const { database } = this.#options
     const batch = database.batch()
-    let inSlice = 0
-    for (const [key, record] of overlay.records) {
-      if (record === null) batch.del(this.#databaseKey(key))
-      else batch.put(this.#databaseKey(key), record.encode())
-      if (++inSlice === recordsPerSlice) {
-        inSlice = 0
-        await new Promise<void>((resolve) => runtime.defer(resolve))
+    for (let at = 0; at < keys.length; at++) {
+      const key = this.#databaseKey(keys[at]!)
+      const record = records[at]!
+      if (record === null) {
+        batch.del(key)
+      } else {
+        const encoded = record.encode()
+        batch.put(key, encoded)
+        record.rest?.(encoded)
       }
+      if (at % recordsPerSlice === recordsPerSlice - 1) await this.#nextTurn()
     }
     batch.put(this.#databaseKey(appliedKey), encodeIndex(appliedIndex))
     await batch.write({ sync: true })
     this.#flushedIndex = appliedIndex
+    this.#table.thaw()
+    for (let slice = 0; this.#table.shrink(); slice++) if (slice % recordsPerSlice === recordsPerSlice - 1) await this.#nextTurn()
+  }
+
+  #nextTurn(): Promise<void> {
+    return new Promise((resolve) => this.#options.runtime.defer(resolve))
   }
 
   /** Captures the state as it was last flushed. The capture holds back LevelDB's removal of old values: close it in bounded time. */
@@ -305,8 +314,7 @@ export class StateStore {
         pointTo(batch, group, 1 - this.#area)
         await this.#write(batch)
         this.#useArea(1 - this.#area)
-        this.#active = new Overlay()
-        this.#previous = new Overlay()
+        this.#table = new RecordTable(this.#options.cacheBytes)
         this.#appliedIndex = this.#flushedIndex = index
         this.#due = false
         this.#stopTimer()
@@ -345,7 +353,7 @@ export class StateStore {
 
   /** Opens a cursor over keys in [gte, lt), as of this moment. */
   iterate(gte: string, lt: string, reverse: boolean): RecordCursor {
-    const pending = overlayRange(this.#previous, this.#active, gte, lt)
+    const pending = this.#table.changesIn(gte, lt)
     if (reverse) pending.reverse()
     return new MergedCursor(this.#iterateDatabase(gte, lt, reverse), pending, reverse, this.#prefix.length, this.#options.decode)
   }

@@ -63,6 +63,7 @@ class Fixture {
       group: 1,
       runtime: systemRuntime,
       decode: decodeRecord,
+      cacheBytes: () => 500,
       flushBytes: 1_000_000,
       flushAfterMs: 100_000,
       durableIndex: () => Number.MAX_SAFE_INTEGER,

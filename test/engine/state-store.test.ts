@@ -3,7 +3,7 @@ import { expect } from 'chai'
 import { CorruptionError } from '../../src/base/errors.js'
 import { systemRuntime } from '../../src/base/runtime.js'
 import { type Database, openLevel } from '../../src/engine/database.js'
-import type { StateRecord } from '../../src/engine/overlay.js'
+import type { StateRecord } from '../../src/engine/record-table.js'
 import { type StateCapture, StateStore } from '../../src/engine/state-store.js'
 import { SeededRandom } from '../../src/testing/seeded-random.js'
 import { withFolder } from '../support/folders.js'
@@ -39,6 +39,7 @@ function makeStore(
     group: ofGroup,
     runtime: systemRuntime,
     decode: (_key, bytes) => new TextRecord(Buffer.from(bytes).toString()),
+    cacheBytes: () => 500,
     flushBytes,
     flushAfterMs: 1,
     durableIndex,
