@@ -3,32 +3,28 @@
  * Source of the algorithm: Ongaro and Ousterhout, «In Search of an Understandable Consensus Algorithm» (extended version), and Ongaro's thesis.
  *
  * 1. Same state and same inputs give the same outputs: nothing here knows a clock, chance or I/O of its own.
- * 2. A message is looked at only when it is well-formed and for this replica; else it is counted and ignored. Nothing from outside makes the core
- * throw, but an append that contradicts committed entries.
- * 3. Before a message is dealt with, its term is compared once, here: an earlier one is refused with this replica's term or ignored, a later one is entered,
- * and thereby part of the persist work before anything that answers the message (§5.1).
- * 4. Replies of nodes that are no members are ignored, whatever their term: a removed node cannot depose a leader (hazard D3.26). Their requests are
- * answered by the common rules, since the configuration known here may be an old one (§6).
- * 5. Roles change only in `becomeFollower` and `becomeLeader` (and, for campaigns, in `election.ts`); with the role go the leader's books, waiting reads
- * and the count of uncommitted bytes.
+ * 2. Roles change only in `becomeFollower` and `becomeLeader` (and, for campaigns, in `election.ts`); with the role go the leader's books, waiting reads,
+ * the change of members under way, and the count of uncommitted bytes.
+ * 3. A snapshot never moves a replica back, and drops nothing of the log that follows on it (hazard D6.47). What the log store compacted away was applied and durable.
  */
 import { Commit } from './commit.js'
 import { Election } from './election.js'
 import { Following } from './following.js'
+import { Inbox } from './inbox.js'
 import { invariant, unreachable } from './invariant.js'
 import { entryBytes } from './log.js'
+import { Membership } from './membership.js'
 import type { Progress } from './progress.js'
-import { isMember } from './quorum.js'
 import { Reads } from './reads.js'
 import { Replication } from './replication.js'
 import { ReplicaState, type Transitions } from './state.js'
+import { Transfer } from './transfer.js'
 import {
   type Configuration,
   type Consensus,
   type Entry,
   EntryKind,
   type Input,
-  type Message,
   type NodeId,
   type Output,
   type PeerProgress,
@@ -36,7 +32,6 @@ import {
   type RaftStatus,
   type Role,
 } from './types.js'
-import { isWellFormed } from './validation.js'
 
 const noData = new Uint8Array(0)
 /**
@@ -61,6 +56,9 @@ export class RaftCore implements Consensus {
   readonly #reads: Reads
   readonly #replication: Replication
   readonly #following: Following
+  readonly #membership: Membership
+  readonly #transfer: Transfer
+  readonly #inbox: Inbox
 
   /**
    * @throws InvalidArgumentError when an option is out of its range.
@@ -77,6 +75,19 @@ export class RaftCore implements Consensus {
     this.#reads = new Reads(this.#state, this.#commit)
     this.#replication = new Replication(this.#state, this.#commit, this.#reads, transitions)
     this.#following = new Following(this.#state, this.#election, transitions)
+    this.#transfer = new Transfer(this.#state, this.#replication, this.#election, transitions)
+    const core = this
+    this.#membership = new Membership(this.#state, {
+      appendOwn: (kind, data) => this.#appendOwn(kind, data),
+      leaveOffice: () => this.#transfer.leaveOffice(),
+      get ownTermCommitted() {
+        return core.#commit.ownTermCommitted
+      },
+      get isTransferring() {
+        return core.#transfer.isUnderWay
+      },
+    })
+    this.#inbox = new Inbox(this.#state, this.#election, this.#replication, this.#following, this.#transfer, transitions)
   }
 
   get role(): Role {
@@ -117,7 +128,8 @@ export class RaftCore implements Consensus {
   }
 
   get nextTickMs(): number {
-    return this.#state.role === 'leader' ? this.#replication.nextTickMs : this.#election.nextTickMs
+    const own = this.#state.role === 'leader' ? this.#replication.nextTickMs : this.#election.nextTickMs
+    return Math.min(own, this.#transfer.nextTickMs)
   }
 
   get dirty(): boolean {
@@ -155,18 +167,27 @@ export class RaftCore implements Consensus {
   }
 
   step(input: Input): void {
+    const { commitIndex } = this.#state
+    this.#take(input)
+    // What a leader does when something of its own was committed, or a follower caught up, is done here, once, whatever the input was.
+    if (this.#state.role !== 'leader') return
+    if (commitIndex !== this.#state.commitIndex) this.#membership.committed()
+    this.#transfer.proceed()
+  }
+
+  #take(input: Input): void {
     switch (input.type) {
       case 'tick':
         this.#tick(input.nowMs)
         break
       case 'message':
-        this.#receive(input.message)
+        this.#inbox.receive(input.message)
         break
       case 'propose':
         this.#propose(input.id, input.data)
         break
       case 'read':
-        this.#reads.add(input.id)
+        this.#read(input.id, input.lease === true)
         break
       case 'persisted':
         this.#state.persistence.persisted(input.sequence, this.#state.nowMs)
@@ -179,8 +200,10 @@ export class RaftCore implements Consensus {
         this.#replication.onFetched(input.peer, input.entries)
         break
       case 'configure':
+        this.#membership.configure(input.id, input.voters, input.learners)
+        break
       case 'transfer':
-        this.#state.outbox.rejected(input.id, this.#state.role === 'leader' ? 'busy' : 'not-leader')
+        this.#transfer.begin(input.id, input.to)
         break
       case 'compacted':
         this.#compacted(input.index)
@@ -226,6 +249,14 @@ export class RaftCore implements Consensus {
     if (nowMs > this.#state.nowMs) this.#state.nowMs = nowMs
     if (this.#state.role === 'leader') this.#replication.tick()
     else this.#election.tick()
+    this.#transfer.tick()
+  }
+
+  #read(id: number, byLease: boolean): void {
+    const { role, outbox, commitIndex } = this.#state
+    const holds = byLease && role === 'leader' && this.#commit.ownTermCommitted && !this.#transfer.isLeaseVoid && this.#replication.holdsLease
+    if (holds) outbox.read(id, commitIndex)
+    else this.#reads.add(id)
   }
 
   #propose(id: number, data: Uint8Array): void {
@@ -234,18 +265,28 @@ export class RaftCore implements Consensus {
       outbox.rejected(id, 'not-leader')
       return
     }
+    if (this.#transfer.isUnderWay) {
+      outbox.rejected(id, 'transferring')
+      return
+    }
     const entry: Entry = { term, index: log.lastIndex + 1, kind: EntryKind.command, data }
     if (!this.#commit.admits(entryBytes(entry))) {
       outbox.rejected(id, 'overloaded')
       return
     }
-    this.#appendOwn(entry)
+    this.#append(entry)
     outbox.accepted(id, entry.index, term)
   }
 
-  #appendOwn(entry: Entry): void {
-    this.#state.log.append(entry)
+  #append(entry: Entry): void {
+    this.#state.append(entry)
     this.#commit.appended(entry)
+    if (entry.kind === EntryKind.configuration) this.#replication.configurationChanged()
+  }
+
+  #appendOwn(kind: EntryKind, data: Uint8Array): void {
+    const { term, log } = this.#state
+    this.#append({ term, index: log.lastIndex + 1, kind, data })
   }
 
   #applied(index: number): void {
@@ -275,6 +316,8 @@ export class RaftCore implements Consensus {
     persistence.restored({ index, term, configuration: state.configurations.at(index) }, isKept ? lastIndex : commitIndex)
     state.commitUpTo(index)
     state.appliedIndex = index
+    this.#following.restored()
+    if (state.role === 'leader') this.#replication.configurationChanged()
     this.#evict()
   }
 
@@ -288,16 +331,19 @@ export class RaftCore implements Consensus {
   #becomeFollower(term: number, leader: NodeId | null): void {
     const state = this.#state
     const wasLeader = state.role === 'leader'
-    if (term > state.term) {
-      state.enterTerm(term, null)
-      this.#election.termRose()
-    }
+    if (term > state.term) state.enterTerm(term, null)
     state.role = 'follower'
     state.leader = leader
-    if (!wasLeader) return
+    if (wasLeader) this.#stopLeading()
+    if (leader !== null) this.#transfer.leaderKnown(leader)
+  }
+
+  #stopLeading(): void {
     this.#replication.stop()
     this.#commit.stopLeading()
     this.#reads.rejectAll()
+    this.#membership.stopLeading()
+    this.#transfer.stopLeading()
     this.#election.restartTimer()
   }
 
@@ -309,93 +355,8 @@ export class RaftCore implements Consensus {
     const firstOwnIndex = state.log.lastIndex + 1
     this.#commit.startLeading(firstOwnIndex)
     // Commits what earlier leaders left, as soon as it is committed itself (§5.4.2, §8).
-    this.#appendOwn({ term: state.term, index: firstOwnIndex, kind: EntryKind.noop, data: noData })
+    this.#appendOwn(EntryKind.noop, noData)
     this.#replication.start()
-  }
-
-  #receive(message: Message): void {
-    const isForUs = message.to === this.#state.id
-    if (!isForUs || !isWellFormed(message) || !this.#dispatch(message)) this.#state.malformedMessages++
-  }
-
-  /** Compares terms and hands the message on. Returns false when it cannot have been sent by a correct node. */
-  #dispatch(message: Message): boolean {
-    switch (message.type) {
-      case 'pre-vote-request':
-        this.#election.onPreVoteRequest(message)
-        return true
-      case 'vote-request':
-        return this.#onVoteRequest(message)
-      case 'snapshot-offer':
-      case 'timeout-now':
-        return true
-      case 'append-request':
-        if (message.term < this.#state.term) {
-          this.#following.refuseAppend(message)
-          return true
-        }
-        this.#enterIfLater(message.term)
-        return this.#following.onAppendRequest(message)
-      case 'heartbeat':
-        if (message.term < this.#state.term) {
-          this.#following.answerHeartbeat(message)
-          return true
-        }
-        this.#enterIfLater(message.term)
-        return this.#following.onHeartbeat(message)
-      case 'pre-vote-reply':
-      case 'vote-reply':
-      case 'append-reply':
-      case 'heartbeat-reply':
-        return this.#onReply(message)
-      default:
-        return unreachable(message)
-    }
-  }
-
-  #enterIfLater(term: number): void {
-    if (term > this.#state.term) this.#becomeFollower(term, null)
-  }
-
-  #onVoteRequest(message: Extract<Message, { type: 'vote-request' }>): boolean {
-    if (message.term < this.#state.term) {
-      this.#election.refuseVote(message)
-      return true
-    }
-    if (message.term > this.#state.term) {
-      if (this.#election.isLeaderAlive(message.from)) return true
-      this.#becomeFollower(message.term, null)
-    }
-    this.#election.onVoteRequest(message)
-    return true
-  }
-
-  #onReply(message: Extract<Message, { type: `${string}-reply` }>): boolean {
-    const { id, term } = this.#state
-    if (message.from !== id && !isMember(this.#state.configuration, message.from)) return true
-    // A granted pre-vote speaks of a term that nobody has entered yet.
-    if (message.type === 'pre-vote-reply' && message.granted) {
-      this.#election.onPreVoteReply(message)
-      return true
-    }
-    if (message.term > term) {
-      if (message.from === id) return false
-      this.#becomeFollower(message.term, null)
-      return true
-    }
-    if (message.term < term) return true
-    switch (message.type) {
-      case 'pre-vote-reply':
-        return true
-      case 'vote-reply':
-        this.#election.onVoteReply(message)
-        return true
-      case 'append-reply':
-        return this.#state.role !== 'leader' || this.#replication.onAppendReply(message)
-      case 'heartbeat-reply':
-        return this.#state.role !== 'leader' || this.#replication.onHeartbeatReply(message)
-      default:
-        return unreachable(message)
-    }
+    this.#transfer.leaderKnown(state.id)
   }
 }

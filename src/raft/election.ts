@@ -4,8 +4,9 @@
  * 1. A campaign begins with a pre-vote, which changes no term and no vote anywhere (thesis §9.6); only a quorum of pre-votes raises the term.
  * 2. The timer starts again, with a time drawn anew from [T, 2T), on hearing the term's leader, on granting a vote, on starting a campaign and on
  * losing leadership; never on granting a pre-vote, refusing a vote or repeating one (hazard D3.24).
- * 3. Whoever leads, or heard a leader less than T ago, ignores (pre-)votes, their terms included, unless they come from that leader itself, which is
- * then no leader any more. Whoever starts to campaign stops to believe in a leader (hazard D3.23).
+ * 3. Whoever leads, or heard a leader less than T ago, in this term or an earlier one, ignores (pre-)votes, their terms included, unless they come from that leader itself, which is
+ * then no leader any more, or that leader asked for the campaign. So does whoever started less than T ago and may have heard one before: the lease of a leader (`lease.ts`) rests on this
+ * promise. Whoever starts to campaign stops to believe in a leader (hazard D3.23).
  * 4. A vote is cast once a term, only for a log at least as up to date as this one (§5.4.1), and spoken of only once it is durable; so is the
  * candidate's vote for itself, which is a message to itself, and which it needs before any other can know of its term (hazards D1.2, D1.4).
  * 5. A reply counts only in the campaign whose sequence it echoes. Learners, strangers and leaders never campaign (hazards D3.26, D3.28); all of them vote
@@ -25,8 +26,11 @@ export class Election {
   #isDeadlineMoved = false
   /** When those who have not granted are asked again. */
   #askAgainAtMs = Number.POSITIVE_INFINITY
-  /** When the leader of the present term was last heard. */
-  #leaderHeardMs = Number.NEGATIVE_INFINITY
+  /** When a leader was last heard, and which: votes against it wait. */
+  #heardMs: number
+  #heardFrom: NodeId | null = null
+  /** The leader asked for this campaign. */
+  #isForTransfer = false
   readonly #granted = new Set<NodeId>()
   #sequence: number
 
@@ -35,6 +39,8 @@ export class Election {
     this.#transitions = transitions
     // Not 0: after a restart, replies to a campaign before it are unlikely to fit.
     this.#sequence = Math.floor(state.options.random() * 2 ** 31)
+    // Before a restart it may have heard one; not in term 0, and not when nobody else counts.
+    this.#heardMs = state.term > 0 && !state.isAlone ? state.nowMs : Number.NEGATIVE_INFINITY
     // Whoever is alone has nobody to wait for.
     this.#deadlineMs = state.isAlone ? state.nowMs : this.#drawDeadline()
   }
@@ -57,13 +63,9 @@ export class Election {
 
   /** The leader of the present term sent something. */
   leaderHeard(): void {
-    this.#leaderHeardMs = this.#state.nowMs
+    this.#heardMs = this.#state.nowMs
+    this.#heardFrom = this.#state.leader
     this.restartTimer()
-  }
-
-  /** The term rose: nobody was heard in it yet. */
-  termRose(): void {
-    this.#leaderHeardMs = Number.NEGATIVE_INFINITY
   }
 
   /** Time passed on a replica that does not lead. */
@@ -80,7 +82,6 @@ export class Election {
   #timeout(): void {
     const state = this.#state
     this.restartTimer()
-    this.#leaderHeardMs = Number.NEGATIVE_INFINITY
     state.leader = null
     if (!state.isVoter || state.isDiskStalled) {
       state.role = 'follower'
@@ -88,8 +89,14 @@ export class Election {
     }
     this.#begin('pre-candidate')
     this.#granted.add(state.id)
-    if (this.#won()) this.#campaign()
+    if (this.#won()) this.#campaign(false)
     else this.#ask()
+  }
+
+  /** The leader hands over to this replica: campaigns at once, without a pre-vote (thesis §3.10). */
+  campaignForTransfer(): void {
+    this.#state.leader = null
+    this.#campaign(true)
   }
 
   #begin(role: 'pre-candidate' | 'candidate'): void {
@@ -98,10 +105,10 @@ export class Election {
     this.#granted.clear()
   }
 
-  #campaign(): void {
+  #campaign(isForTransfer: boolean): void {
     const state = this.#state
     state.enterTerm(state.term + 1, state.id)
-    this.termRose()
+    this.#isForTransfer = isForTransfer
     this.#begin('candidate')
     this.restartTimer()
     state.outbox.afterPersist({ type: 'vote-reply', from: state.id, to: state.id, term: state.term, granted: true, sequence: this.#sequence })
@@ -115,7 +122,7 @@ export class Election {
     for (const to of votersOf(configuration)) {
       if (to === id || this.#granted.has(to)) continue
       const question = { from: id, to, lastIndex: log.lastIndex, lastTerm: log.lastTerm, sequence: this.#sequence }
-      if (role === 'candidate') this.#state.sendOnceDurable({ type: 'vote-request', term, ...question, transfer: false })
+      if (role === 'candidate') this.#state.sendOnceDurable({ type: 'vote-request', term, ...question, transfer: this.#isForTransfer })
       else outbox.now({ type: 'pre-vote-request', term: term + 1, ...question })
     }
   }
@@ -126,9 +133,9 @@ export class Election {
 
   /** Whether a live leader stands against this candidate (invariant 3). */
   isLeaderAlive(candidate: NodeId): boolean {
-    const { role, leader, nowMs, options } = this.#state
+    const { role, nowMs, options } = this.#state
     if (role === 'leader') return true
-    return leader !== null && leader !== candidate && nowMs - this.#leaderHeardMs < options.electionTimeoutMs
+    return this.#heardFrom !== candidate && nowMs - this.#heardMs < options.electionTimeoutMs
   }
 
   #isUpToDate(lastTerm: number, lastIndex: number): boolean {
@@ -149,7 +156,7 @@ export class Election {
     const state = this.#state
     if (state.role !== 'pre-candidate' || message.sequence !== this.#sequence || !message.granted || message.term !== state.term + 1) return
     this.#granted.add(message.from)
-    if (this.#won()) this.#campaign()
+    if (this.#won()) this.#campaign(false)
   }
 
   /** A vote asked for in the present term: later ones were entered before, earlier ones refused. */

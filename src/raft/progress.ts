@@ -4,7 +4,7 @@
  * probe:     where the logs agree is unknown. One append per session carries entries; without an answer an empty one a heartbeat asks again, so that
  *            a dead follower costs one small message a heartbeat.
  * replicate: the follower's log agrees up to `matchIndex`; entries are sent ahead of acknowledgements, within a window in bytes.
- * (snapshot: the place for a follower whose next entries are gone. Until then `replication.ts` leaves such a follower with heartbeats alone.)
+ * snapshot:  the follower's next entry is compacted away; it is offered a snapshot each heartbeat interval, until it says that it holds the offered index.
  *
  * 1. matchIndex < nextIndex, always (hazard D2.22). The match index only rises: within a term a follower never loses what it accepted.
  * 2. Each step back of `nextIndex` starts a session. Rejections of older sessions are stale and ignored (hazard D2.21); acceptances count in any session.
@@ -74,7 +74,7 @@ export class Progress {
   lastHeardMs: number
   /** The latest round of reads that the follower answered. */
   round = 0
-  /** probe: a request is unanswered, and the next one waits for the heartbeat. */
+  /** probe, snapshot: a request is unanswered, and the next one waits for the heartbeat. */
   probeSent = false
   /** probe: this session's request with entries was sent; further ones are empty. */
   probedWithEntries = false
@@ -136,6 +136,8 @@ export class Progress {
 
   /** The follower's log does not agree right before `nextIndex`, or something in between was lost: try from an earlier index. */
   stepBack(nextIndex: number): void {
+    // An offer is not refused.
+    if (this.state === 'snapshot') return
     const next = Math.max(this.#matchIndex + 1, Math.min(nextIndex, this.#nextIndex - 1))
     // A rejection right after the match index cannot be true in this term; whatever it means, it does not set the pace.
     const contradicts = this.state === 'probe' && next === this.#nextIndex
@@ -147,6 +149,18 @@ export class Progress {
     this.fetch = null
     this.probeSent = contradicts
     this.probedWithEntries = contradicts
+  }
+
+  /** What the follower needs next is compacted away: it is to get a snapshot that reaches at least this index. */
+  needsSnapshot(snapshotIndex: number): void {
+    this.#nextIndex = snapshotIndex + 1
+    this.state = 'snapshot'
+    this.session++
+    this.inflight.clear()
+    this.checkDue = false
+    this.fetch = null
+    this.probeSent = false
+    this.probedWithEntries = false
   }
 
   /** A heartbeat interval has passed. */

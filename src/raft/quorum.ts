@@ -50,6 +50,13 @@ export function isMember(configuration: Configuration, id: NodeId): boolean {
   return isVoter(configuration, id) || configuration.learners.includes(id)
 }
 
+/** Whether two configurations name the same members in the same parts, in whatever order. */
+export function sameMembers(one: Configuration, other: Configuration): boolean {
+  return (['voters', 'learners', 'votersOutgoing'] as const).every(
+    (part) => one[part].length === other[part].length && one[part].every((id) => other[part].includes(id)),
+  )
+}
+
 /** All members, each once: voters, outgoing voters, learners. */
 export function membersOf(configuration: Configuration): NodeId[] {
   return [...new Set([...configuration.voters, ...configuration.votersOutgoing, ...configuration.learners])]

@@ -48,6 +48,11 @@ export class Reads {
     return this.#waiting
   }
 
+  /** Heartbeats that go out now are a round of their own, whether reads wait or not. */
+  nextRound(): number {
+    return ++this.#round
+  }
+
   /** Whether a drain would begin a round. */
   get canBegin(): boolean {
     return this.#arrived.length > 0 && this.#commit.ownTermCommitted

@@ -15,6 +15,7 @@
  */
 import type { Commit } from './commit.js'
 import { unreachable } from './invariant.js'
+import { Lease } from './lease.js'
 import { entryBytes } from './log.js'
 import { Progress } from './progress.js'
 import { hasQuorum, isVoter, membersOf, quorumValue } from './quorum.js'
@@ -27,6 +28,7 @@ export class Replication {
   readonly #commit: Commit
   readonly #reads: Reads
   readonly #transitions: Transitions
+  readonly #lease: Lease
   /** Every other member; empty for whoever does not lead. */
   readonly #peers = new Map<NodeId, Progress>()
   #ownMatchIndex = 0
@@ -40,6 +42,7 @@ export class Replication {
     this.#commit = commit
     this.#reads = reads
     this.#transitions = transitions
+    this.#lease = new Lease(state)
   }
 
   get nextTickMs(): number {
@@ -65,13 +68,29 @@ export class Replication {
 
   /** Leadership was won; the term's no-op is the last entry. */
   start(): void {
-    const { id, nowMs, configuration, log, options } = this.#state
+    const { nowMs, options } = this.#state
     this.#ownMatchIndex = 0
     this.#nextHeartbeatMs = nowMs + options.heartbeatIntervalMs
     this.#isCheckPutOff = false
-    for (const member of membersOf(configuration)) {
-      if (member !== id) this.#peers.set(member, new Progress(member, log.lastIndex, nowMs))
+    this.#lease.start(this.#reads.round + 1)
+    this.configurationChanged()
+  }
+
+  /** Another configuration is in force: those who left are forgotten, those who came are asked where their logs agree. */
+  configurationChanged(): void {
+    const { id, nowMs, configuration, log } = this.#state
+    const members = new Set(membersOf(configuration))
+    for (const peer of this.#peers.keys()) {
+      if (!members.has(peer)) this.#peers.delete(peer)
     }
+    for (const member of members) {
+      if (member !== id && !this.#peers.has(member)) this.#peers.set(member, new Progress(member, log.lastIndex, nowMs))
+    }
+  }
+
+  /** Whether a read may be answered without asking anybody. */
+  get holdsLease(): boolean {
+    return this.#lease.holds(this.#roundOf)
   }
 
   stop(): void {
@@ -93,6 +112,7 @@ export class Replication {
       }
       this.#reads.heartbeatPassed()
     }
+    this.#lease.roundSent(this.#reads.nextRound())
     for (const progress of this.#peers.values()) {
       this.#sendHeartbeat(progress)
       progress.heartbeatPassed(nowMs, options.electionTimeoutMs)
@@ -116,6 +136,7 @@ export class Replication {
   /** Begins a round for the reads that came in, and confirms it at once where this replica's own word is a quorum. */
   beginReads(): void {
     if (!this.#reads.begin()) return
+    this.#lease.roundSent(this.#reads.round)
     const { configuration } = this.#state
     for (const progress of this.#peers.values()) {
       if (isVoter(configuration, progress.id)) this.#sendHeartbeat(progress)
@@ -132,11 +153,10 @@ export class Replication {
   }
 
   #wantsToSend(progress: Progress): boolean {
-    // What the follower needs next is covered by a snapshot: here sending that snapshot will begin. Until then it gets heartbeats alone.
-    if (progress.nextIndex <= this.#state.log.snapshotIndex) return false
+    if (progress.nextIndex <= this.#state.log.snapshotIndex) return true
     switch (progress.state) {
       case 'snapshot':
-        return false
+        return !progress.probeSent
       case 'probe':
         return !progress.probeSent
       case 'replicate':
@@ -161,8 +181,10 @@ export class Replication {
 
   #sendTo(progress: Progress): void {
     const { log, options } = this.#state
+    if (progress.nextIndex <= log.snapshotIndex) progress.needsSnapshot(log.snapshotIndex)
     switch (progress.state) {
       case 'snapshot':
+        this.#offerSnapshot(progress)
         return
       case 'probe': {
         const entries = progress.probedWithEntries ? [] : log.entries(progress.nextIndex, log.lastIndex, options.maxAppendBytes)
@@ -213,6 +235,15 @@ export class Replication {
       session: progress.session,
       sequence: progress.nextSequence(),
     })
+  }
+
+  #offerSnapshot(progress: Progress): void {
+    const { id, term, log, outbox } = this.#state
+    const snapshotTerm = log.termAt(log.snapshotIndex)!
+    const { session } = progress
+    const sequence = progress.nextSequence()
+    outbox.now({ type: 'snapshot-offer', from: id, to: progress.id, term, snapshotIndex: log.snapshotIndex, snapshotTerm, session, sequence })
+    progress.probeSent = true
   }
 
   #fetch(progress: Progress): void {

@@ -12,10 +12,21 @@ import { CorruptionError, InvalidArgumentError } from '../base/errors.js'
 import { Configurations } from './configurations.js'
 import { invariant } from './invariant.js'
 import { RaftLog } from './log.js'
+import { decodeConfiguration } from './message-codec.js'
 import { Outbox } from './outbox.js'
 import { Persistence } from './persistence.js'
 import { isVoter } from './quorum.js'
-import type { Configuration, HeartbeatReply, MessageAfterPersist, NodeId, PreVoteReply, RaftOptions, Role } from './types.js'
+import {
+  type Configuration,
+  type Entry,
+  EntryKind,
+  type HeartbeatReply,
+  type MessageAfterPersist,
+  type NodeId,
+  type PreVoteReply,
+  type RaftOptions,
+  type Role,
+} from './types.js'
 
 /** What a concern asks of the whole replica. */
 export interface Transitions {
@@ -100,6 +111,19 @@ export class ReplicaState {
     invariant(this.#vote === null, 'at most one vote a term')
     this.#vote = candidate
     this.persistence.hardStateChanged()
+  }
+
+  /** Appends to the log; a configuration is in force from here on. */
+  append(entry: Entry): void {
+    this.log.append(entry)
+    if (entry.kind === EntryKind.configuration) this.configurations.appended(entry.index, decodeConfiguration(entry.data))
+  }
+
+  /** Forgets the log from an index on, and the configurations there. */
+  truncate(fromIndex: number): void {
+    this.log.truncate(fromIndex)
+    this.persistence.truncated(fromIndex)
+    this.configurations.truncated(fromIndex)
   }
 
   /** Raises the commit index; a lower one says nothing new. */

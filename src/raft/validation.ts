@@ -2,8 +2,9 @@
  * Owns which messages have a form that the algorithm may be asked about. Nothing here knows the replica's state.
  *
  * 1. Terms and indexes are whole and leave room to count on. 2. Entries follow right on the previous index, their terms never fall, and none is later than
- * the message's own. 3. To itself a replica sends only the votes and acknowledgements that wait for its disk.
+ * the message's own. 3. A configuration entry holds one, with voters. 4. To itself a replica sends only the votes and acknowledgements that wait for its disk.
  */
+import { decodeConfiguration } from './message-codec.js'
 import { type AppendRequest, EntryKind, type Message } from './types.js'
 
 /** Terms, indexes and counters beyond this are refused: whatever is added to one of them stays exact. */
@@ -18,6 +19,14 @@ function isCounter(value: number): boolean {
 /** A place in a log: index 0 and term 0 belong together. */
 function isPosition(index: number, term: number, termLimit: number): boolean {
   return isCounter(index) && isCounter(term) && term <= termLimit && (index === 0) === (term === 0)
+}
+
+function isConfiguration(data: Uint8Array): boolean {
+  try {
+    return decodeConfiguration(data).voters.length > 0
+  } catch {
+    return false
+  }
 }
 
 function isWellFormedAppend(message: AppendRequest): boolean {
@@ -35,6 +44,7 @@ function isWellFormedAppend(message: AppendRequest): boolean {
       term = entry.term
     }
     if (!(entry.kind >= 0 && entry.kind <= maxKind)) return false
+    if (entry.kind === EntryKind.configuration && !isConfiguration(entry.data)) return false
   }
   return true
 }

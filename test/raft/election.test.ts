@@ -54,7 +54,7 @@ describe('raft election', () => {
     it('hazard D3.24: granting a pre-vote and refusing a vote leave it alone; granting a vote restarts it', () => {
       const solo = new Solo({ terms: [1, 1] })
       const deadlineMs = solo.core.nextTickMs
-      solo.tick(50).message(preVote({ term: 2, lastIndex: 2, lastTerm: 1 }))
+      solo.tick(100).message(preVote({ term: 2, lastIndex: 2, lastTerm: 1 }))
       expect(only(solo.settle(), 'pre-vote-reply')[0]).to.include({ granted: true, term: 2, sequence: 7 })
       expect(solo.core.nextTickMs).to.equal(deadlineMs)
       solo.message(vote({ term: 2, lastIndex: 1, lastTerm: 1 }))
@@ -85,7 +85,7 @@ describe('raft election', () => {
       expect(solo.core.term).to.equal(3)
       expect(solo.outputs.every(({ persist }) => persist === null)).to.equal(true)
       const voter = new Solo({ hardState: { term: 3, vote: 'n3' } })
-      voter.message(preVote({ term: 4 }))
+      voter.tick(100).message(preVote({ term: 4 }))
       expect(only(voter.settle(), 'pre-vote-reply')[0]).to.include({ granted: true })
       expect(voter.core.term).to.equal(3)
       expect(voter.outputs.every(({ persist }) => persist === null)).to.equal(true)
@@ -120,7 +120,7 @@ describe('raft election', () => {
     })
 
     it('is refused to a log that is behind, with the term that the candidate has to learn', () => {
-      const solo = new Solo({ terms: [1, 2, 2], hardState: { term: 5, vote: null } })
+      const solo = new Solo({ terms: [1, 2, 2], hardState: { term: 5, vote: null } }).tick(100)
       solo.message(preVote({ term: 6, lastIndex: 9, lastTerm: 1 }))
       solo.message(preVote({ term: 6, lastIndex: 2, lastTerm: 2 }))
       solo.message(preVote({ term: 5, lastIndex: 3, lastTerm: 2 }))
@@ -184,7 +184,7 @@ describe('raft election', () => {
     ]
     for (const [what, lastIndex, lastTerm, granted] of logs) {
       it(`${granted ? 'go' : 'do not go'} to a log with ${what} (§5.4.1)`, () => {
-        const solo = new Solo({ terms: [1, 2, 2] })
+        const solo = new Solo({ terms: [1, 2, 2] }).tick(100)
         solo.message(vote({ term: 9, lastIndex, lastTerm }))
         expect(only(solo.settle(), 'vote-reply')[0]).to.include({ granted, term: 9 })
         expect(solo.core.term, 'the term is entered either way').to.equal(9)
