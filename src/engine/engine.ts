@@ -14,9 +14,14 @@ import type { DataFolder } from './data-folder.js'
 import { Host } from './host.js'
 import { memberId, nodeOf, type ReplicaRecord } from './identity.js'
 import { decodeRecord, KvMachine } from './kv-machine.js'
+import { Lives } from './lives.js'
 import { LogStore } from './log-store.js'
 import { Replica } from './replica.js'
+import { emptyArea } from './state-area.js'
 import { StateStore } from './state-store.js'
+
+/** Between two batches of deletions. */
+const deletionPauseMs = 10
 
 /** Timers and bounds of the consensus groups. */
 export interface EngineTuning {
@@ -66,24 +71,61 @@ export interface GroupStatus extends Omit<RaftStatus, 'id'> {
 
 export class Engine {
   readonly host: Host
+  /** Makes and destroys replicas while the node runs. */
+  readonly lives: Lives
   readonly #options: EngineOptions
   readonly #log: LogStore
-  readonly #stores: StateStore[] = []
+  readonly #stores = new Map<number, StateStore>()
+  /** Replicas that are loaded and take part once all are. */
+  #loaded: Replica[] | null = []
+  #closing = false
 
   private constructor(options: EngineOptions) {
     this.#options = options
     this.#log = new LogStore(options.folder.log)
     const { runtime, messenger, addressOf, onFailure, onStatus } = options
     this.host = new Host({ runtime, messenger, log: this.#log, addressOf, onFailure, onStatus: (replica) => onStatus(statusOf(replica)) })
+    this.lives = new Lives({
+      folder: options.folder,
+      runtime,
+      start: (record) => this.#start(record),
+      stop: (group) => this.#stop(group),
+      deleteData: (group) => this.#deleteData(group),
+      onFailure,
+    })
   }
 
   /** Loads every group from the folder and starts to take part. */
   static async open(options: EngineOptions): Promise<Engine> {
     const engine = new Engine(options)
-    const replicas: Replica[] = []
-    for (const record of await options.folder.replicas()) replicas.push(await engine.#load(record))
-    for (const replica of replicas) engine.host.add(replica)
+    await engine.lives.open()
+    const loaded = engine.#loaded!
+    engine.#loaded = null
+    for (const replica of loaded) engine.host.add(replica)
     return engine
+  }
+
+  async #start(record: ReplicaRecord): Promise<Replica | null> {
+    const replica = await this.#load(record)
+    if (this.#loaded === null) this.host.add(replica)
+    else this.#loaded.push(replica)
+    return replica
+  }
+
+  async #stop(group: number): Promise<void> {
+    const replica = this.host.replica(group)
+    if (replica !== undefined) await this.host.remove(replica)
+    const store = this.#stores.get(group)
+    this.#stores.delete(group)
+    await store?.close()
+  }
+
+  /** Deletes what a group has stored, in parts that nobody feels. */
+  async #deleteData(group: number): Promise<void> {
+    const { folder, runtime } = this.#options
+    await this.#log.remove(group)
+    const pause = () => new Promise<boolean>((resolve) => runtime.schedule(deletionPauseMs, () => resolve(!this.#closing)))
+    for (const area of [0, 1]) await emptyArea(folder.state, group, area, pause)
   }
 
   async #load({ group, life, founders }: ReplicaRecord): Promise<Replica> {
@@ -106,7 +148,7 @@ export class Engine {
     })
     await store.open()
     machine = new KvMachine(store)
-    this.#stores.push(store)
+    this.#stores.set(group, store)
     const { hardState, terms, lastIndex } = await this.#log.load(group)
     if (store.appliedIndex > lastIndex) {
       throw new RefusedError(
@@ -153,8 +195,10 @@ export class Engine {
 
   /** Stops the groups and writes what is applied. The folder stays open. */
   async close(): Promise<void> {
+    this.#closing = true
+    await this.lives.close()
     await this.host.stop()
-    for (const store of this.#stores) await store.close()
+    for (const store of this.#stores.values()) await store.close()
   }
 }
 

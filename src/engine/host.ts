@@ -69,6 +69,15 @@ export class Host {
     this.wake(replica)
   }
 
+  /** Takes a replica out for good. When this resolves nothing of it is being written any more, and another one of its group may be added. */
+  async remove(replica: Replica): Promise<void> {
+    replica.stop()
+    if (this.#members.get(replica.group)?.replica !== replica) return
+    this.#members.delete(replica.group)
+    this.#works = this.#works.filter(({ group }) => group !== replica.group)
+    await this.#writing
+  }
+
   replica(group: number): Replica | undefined {
     return this.#members.get(group)?.replica
   }

@@ -49,6 +49,15 @@ export class LogStore {
     this.#database = database
   }
 
+  /** Deletes all of a group. */
+  async remove(group: number): Promise<void> {
+    this.#tails.delete(group)
+    const batch = this.#database.batch()
+    for await (const [key] of this.#iterate(recordKey(group, 0), recordKey(group + 1, 0))) batch.del(key)
+    batch.del(hardStateKey(group))
+    await batch.write({ sync: true })
+  }
+
   /** Reads and verifies a group's log. Throws CorruptionError when a record is damaged or missing. */
   async load(group: number): Promise<LoadedLog> {
     const terms: TermRun[] = []

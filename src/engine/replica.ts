@@ -20,6 +20,8 @@ import type { StateStore } from './state-store.js'
 export type Refusal = 'not-leader' | 'overloaded' | 'lost' | 'stopped'
 export type WriteReply = (results: readonly CommandResult[] | null, refusal: Refusal | null) => void
 export type ReadReply = (refusal: Refusal | null) => void
+/** What became of a change of members or a transfer: null when it is done. */
+export type ChangeOutcome = RejectReason | 'stopped' | null
 
 const applySliceMs = 4
 const applyReadBytes = 1024 * 1024
@@ -63,6 +65,8 @@ export class Replica {
   /** Proposals and reads that the core has not answered yet, by id. */
   readonly #proposals = new Map<number, WriteReply>()
   readonly #reads = new Map<number, ReadReply>()
+  /** Changes of members and transfers that are under way, by id. */
+  readonly #changes = new Map<number, (outcome: ChangeOutcome) => void>()
   /** Proposals in the log, in index order. */
   #waitingWrites: WaitingWrite[] = []
   #waitingWritesAt = 0
@@ -102,14 +106,35 @@ export class Replica {
     this.#options.onDirty(this)
   }
 
-  /** Calls back when the state reflects every write acknowledged before this call. */
-  awaitReadable(reply: ReadReply): void {
+  /** Makes these the members of the group. Resolves when that is committed and in force alone, or to the reason why it may not come to that. */
+  configure(voters: readonly NodeId[], learners: readonly NodeId[]): Promise<ChangeOutcome> {
+    return this.#change((id) => ({ type: 'configure', id, voters, learners }))
+  }
+
+  /** Hands leadership to a voter, or to the one that suits best. */
+  transfer(to: NodeId | null): Promise<ChangeOutcome> {
+    return this.#change((id) => ({ type: 'transfer', id, to }))
+  }
+
+  #change(inputOf: (id: number) => Input): Promise<ChangeOutcome> {
+    if (this.#stopped) return Promise.resolve('stopped')
+    const id = this.#nextId++
+    return new Promise((resolve) => {
+      this.#changes.set(id, resolve)
+      this.#step({ type: 'tick', nowMs: this.#options.runtime.nowMs() })
+      this.#step(inputOf(id))
+      this.#options.onDirty(this)
+    })
+  }
+
+  /** Calls back when the state reflects every write acknowledged before this call. With `lease`, trusting clocks to run alike, without asking other replicas when possible. */
+  awaitReadable(reply: ReadReply, lease = false): void {
     if (this.#stopped) return reply('stopped')
     const id = this.#nextId++
     this.#reads.set(id, reply)
     // A read's wait is measured from its arrival, not from the last tick, which may lie before a stall of the event loop.
     this.#step({ type: 'tick', nowMs: this.#options.runtime.nowMs() })
-    this.#step({ type: 'read', id })
+    this.#step(lease ? { type: 'read', id, lease } : { type: 'read', id })
     this.#options.onDirty(this)
   }
 
@@ -132,7 +157,13 @@ export class Replica {
       if (index <= this.appliedIndex) reply(null)
       else this.#waitingReads.push({ index, reply })
     }
+    for (const { id } of output.configured) take(this.#changes, id)(null)
+    for (const { id } of output.transferred) take(this.#changes, id)(null)
     for (const { id, reason } of output.rejected) {
+      if (this.#changes.has(id)) {
+        take(this.#changes, id)(reason)
+        continue
+      }
       const refusal = refusalFor(reason)
       const write = this.#proposals.get(id)
       if (write !== undefined) {
@@ -233,9 +264,11 @@ export class Replica {
     this.#loseWrites('lost')
     for (const reply of this.#proposals.values()) reply(null, 'stopped')
     for (const reply of this.#reads.values()) reply('stopped')
+    for (const resolve of this.#changes.values()) resolve('stopped')
     for (const { reply } of this.#waitingReads) reply('stopped')
     this.#proposals.clear()
     this.#reads.clear()
+    this.#changes.clear()
     this.#waitingReads = []
   }
 }
