@@ -138,7 +138,7 @@ export class Engine {
       group,
       runtime,
       decode: decodeRecord,
-      cacheBytes: () => tuning.recordCacheBytes / this.#stores.length,
+      cacheBytes: () => tuning.recordCacheBytes / Math.max(1, this.#stores.size),
       flushBytes: tuning.flushBytes,
       flushAfterMs: tuning.flushAfterMs,
       durableIndex: () => core?.status().durableIndex ?? 0,
