@@ -15,7 +15,7 @@ import { Host } from './host.js'
 import { memberId, nodeOf, type ReplicaRecord } from './identity.js'
 import { decodeRecord, KvMachine } from './kv-machine.js'
 import { Lives } from './lives.js'
-import { LogStore } from './log-store.js'
+import { type LoadedLog, LogStore } from './log-store.js'
 import { Replica } from './replica.js'
 import { emptyArea } from './state-area.js'
 import { StateStore } from './state-store.js'
@@ -149,7 +149,7 @@ export class Engine {
     await store.open()
     machine = new KvMachine(store)
     this.#stores.set(group, store)
-    const { hardState, terms, lastIndex } = await this.#log.load(group)
+    const { hardState, terms, lastIndex, base, configurations } = await this.#loadLog(group, founders)
     if (store.appliedIndex > lastIndex) {
       throw new RefusedError(
         'WRONG_FOLDER',
@@ -158,12 +158,12 @@ export class Engine {
     }
     core = new RaftCore({
       id: memberId(nodeId, life),
-      configurations: [{ index: 0, configuration: { voters: founders, learners: [], votersOutgoing: [] } }],
+      configurations,
       hardState,
       terms,
       lastIndex,
-      snapshotIndex: 0,
-      snapshotTerm: 0,
+      snapshotIndex: base.index,
+      snapshotTerm: base.term,
       commitIndex: store.appliedIndex,
       nowMs: runtime.nowMs(),
       electionTimeoutMs: tuning.electionTimeoutMs,
@@ -187,6 +187,14 @@ export class Engine {
       onFailure: (failed, error) => this.host.fail(failed, error),
     })
     return replica
+  }
+
+  /** The log of a group; a new one when the group has neither log nor state. */
+  async #loadLog(group: number, founders: readonly NodeId[]): Promise<LoadedLog> {
+    const found = await this.#log.load(group)
+    if (found !== undefined) return found
+    await this.#log.create(group, { index: 0, term: 0, configuration: { voters: founders, learners: [], votersOutgoing: [] } })
+    return (await this.#log.load(group))!
   }
 
   status(): GroupStatus[] {

@@ -16,7 +16,7 @@ import type { Message, MessageAfterPersist, NodeId, PersistWork } from '../raft/
 import { Channel, type MessengerFace } from '../transport/messenger.js'
 import type { Address } from '../transport/transport.js'
 import { lifeOf, memberId, nodeOf } from './identity.js'
-import type { GroupWork, LogStore } from './log-store.js'
+import type { LogStore } from './log-store.js'
 import type { Replica } from './replica.js'
 
 export interface HostOptions {
@@ -48,7 +48,7 @@ export class Host {
   readonly #members = new Map<number, Member>()
   readonly #writer = new Writer(4096)
   #dirty: Member[] = []
-  #works: GroupWork[] = []
+  #works: { readonly group: number; readonly work: PersistWork }[] = []
   #writing: Promise<void> | null = null
   #cycleScheduled = false
   #cancelTick: Cancel | null = null

@@ -1,0 +1,38 @@
+/**
+ * How far a group's log is compacted: by size and by count.
+ *
+ * Invariants: 1. never beyond what the state holds durably; 2. a log over a limit is cut to half of it, so that a follower that was away for a moment still finds what it
+ * lacks; 3. what live followers, or receivers of a snapshot, still need is kept longer, but not beyond twice the limit: one slow follower must not fill the
+ * disk, it gets another snapshot (hazard D6.48); 4. a cut that frees little is not made: each one costs a write.
+ */
+import type { LogTable } from './log-table.js'
+
+export interface CompactionLimits {
+  readonly maxBytes: number
+  readonly maxEntries: number
+}
+
+export interface CompactionInput {
+  readonly table: LogTable
+  readonly baseIndex: number
+  readonly lastIndex: number
+  /** What the state holds durably. */
+  readonly flushedIndex: number
+  /** Entries after this index are still needed; infinity when nobody does. */
+  readonly neededAfter: number
+  readonly limits: CompactionLimits
+}
+
+/** What to do: cut to an index, or first flush the state, which holds the cut back; null for nothing. */
+export type CompactionDecision = { readonly compactTo: number } | 'flush-first' | null
+
+export function decideCompaction({ table, baseIndex, lastIndex, flushedIndex, neededAfter, limits }: CompactionInput): CompactionDecision {
+  const { maxBytes, maxEntries } = limits
+  if (table.bytes <= maxBytes && lastIndex - baseIndex <= maxEntries) return null
+  let wanted = Math.max(table.indexBeforeLast(maxBytes / 2), lastIndex - Math.floor(maxEntries / 2))
+  if (neededAfter < wanted) wanted = Math.max(neededAfter, table.indexBeforeLast(2 * maxBytes), lastIndex - 2 * maxEntries)
+  const compactTo = Math.min(wanted, flushedIndex)
+  const isWorthIt = (index: number) => index - baseIndex >= maxEntries / 8 || table.bytesBefore(index + 1) >= maxBytes / 8
+  if (compactTo > baseIndex && isWorthIt(compactTo)) return { compactTo }
+  return wanted > flushedIndex && isWorthIt(wanted) ? 'flush-first' : null
+}
