@@ -33,9 +33,10 @@ export function mergeWork(before: PersistWork, after: PersistWork): PersistWork 
   const { index: start, keepsLater } = after.reset
   if (!keepsLater) return { ...after, hardState }
   const kept = before.entries.filter(({ index }) => index > start && index < from)
-  const isCutBefore = before.truncateFrom !== null && before.truncateFrom <= start
-  const truncateFrom = isCutBefore ? null : kept.length > 0 ? before.truncateFrom : (after.truncateFrom ?? before.truncateFrom)
-  const reset = { ...after.reset, keepsLater: !isCutBefore && before.reset?.keepsLater !== false }
+  // The entry at the start is itself still to be written: the store holds another there, or none.
+  const isUnwritten = before.entries.length > 0 && before.entries[0]!.index <= start
+  const truncateFrom = isUnwritten ? null : kept.length > 0 ? before.truncateFrom : (after.truncateFrom ?? before.truncateFrom)
+  const reset = { ...after.reset, keepsLater: !isUnwritten && before.reset?.keepsLater !== false }
   return { sequence, hardState, reset, truncateFrom, entries: kept.concat(after.entries) }
 }
 

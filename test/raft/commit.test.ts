@@ -58,7 +58,7 @@ describe('raft commit', () => {
     cluster.elect('n5')
     cluster.restart('n1')
     cluster.until(() => cluster.up.every(({ core }) => core.commitIndex === 3), 'all agree with S5')
-    expect(cluster.up.map(({ disk }) => disk.entries[1]!.term)).to.deep.equal([3, 3, 3, 3, 3])
+    expect(cluster.up.map(({ disk }) => disk.at(2)!.term)).to.deep.equal([3, 3, 3, 3, 3])
   })
 
   it('a new leader commits all that its predecessor left, with its no-op (§8)', () => {

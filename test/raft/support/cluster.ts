@@ -8,17 +8,21 @@
  */
 import { Reader, Writer } from '../../../src/base/codec.js'
 import { RaftCore } from '../../../src/raft/core.js'
-import { decodeMessage, encodeMessage } from '../../../src/raft/message-codec.js'
-import type {
-  Configuration,
-  Entry,
-  HardState,
-  Message,
-  MessageAfterPersist,
-  NodeId,
-  Output,
-  PersistWork,
-  RaftOptions,
+import { decodeConfiguration, decodeMessage, encodeMessage } from '../../../src/raft/message-codec.js'
+import {
+  type Configuration,
+  type ConfigurationRecord,
+  type Entry,
+  EntryKind,
+  type HardState,
+  type InstallRequest,
+  type LogReset,
+  type Message,
+  type MessageAfterPersist,
+  type NodeId,
+  type Output,
+  type PersistWork,
+  type RaftOptions,
 } from '../../../src/raft/types.js'
 import { entriesAsRuns } from './entries.js'
 import { seededRandom } from './random.js'
@@ -28,16 +32,52 @@ const textDecoder = new TextDecoder()
 /** What one replica has on disk. */
 export class Disk {
   hardState: HardState = { term: 0, vote: null }
-  /** Entry i is at position i - 1. */
+  base: Omit<LogReset, 'keepsLater'>
+  /** Entry i is at position i - base.index - 1. */
   entries: Entry[] = []
+
+  constructor(configuration: Configuration) {
+    this.base = { index: 0, term: 0, configuration }
+  }
+
+  get lastIndex(): number {
+    return this.base.index + this.entries.length
+  }
 
   write(work: PersistWork): void {
     if (work.hardState !== null) this.hardState = work.hardState
-    if (work.truncateFrom !== null) this.entries.length = Math.min(this.entries.length, work.truncateFrom - 1)
+    if (work.reset !== null) {
+      const { index, term, configuration, keepsLater } = work.reset
+      if (keepsLater !== (this.at(index)?.term === term)) throw new Error(`a reset at ${index} of term ${term} that says ${keepsLater}`)
+      this.entries = keepsLater ? this.range(index + 1, this.lastIndex) : []
+      this.base = { index, term, configuration }
+    }
+    if (work.truncateFrom !== null) this.entries.length = Math.min(this.entries.length, work.truncateFrom - this.base.index - 1)
     for (const entry of work.entries) {
-      if (entry.index !== this.entries.length + 1) throw new Error(`the write leaves a gap before ${entry.index}`)
+      if (entry.index !== this.lastIndex + 1) throw new Error(`the write leaves a gap before ${entry.index}`)
       this.entries.push(entry)
     }
+  }
+
+  at(index: number): Entry | undefined {
+    return this.entries[index - this.base.index - 1]
+  }
+
+  range(firstIndex: number, lastIndex: number): Entry[] {
+    return firstIndex <= this.base.index ? [] : this.entries.slice(firstIndex - this.base.index - 1, lastIndex - this.base.index)
+  }
+
+  configurations(): ConfigurationRecord[] {
+    const later = this.entries.filter(({ kind }) => kind === EntryKind.configuration)
+    return [this.base, ...later.map(({ index, data }) => ({ index, configuration: decodeConfiguration(data) }))]
+  }
+
+  /** Drops the entries up to an index. */
+  compact(index: number): void {
+    const before = this.configurations().filter((record) => record.index <= index)
+    const { term } = this.at(index)!
+    this.entries = this.range(index + 1, this.lastIndex)
+    this.base = { index, term, configuration: before.at(-1)!.configuration }
   }
 }
 
@@ -48,7 +88,7 @@ interface Pending {
 
 export class Replica {
   readonly id: NodeId
-  readonly disk = new Disk()
+  readonly disk: Disk
   core: RaftCore
   isUp = true
   /** Drains whose writes are not done, oldest first. */
@@ -59,20 +99,29 @@ export class Replica {
   readonly accepted = new Map<number, { index: number; term: number }>()
   readonly rejected = new Map<number, string>()
   readonly reads = new Map<number, number>()
+  readonly configured = new Set<number>()
+  readonly transferred = new Set<number>()
+  /** Snapshots that it was told to install, and has not, when the cluster does not do so by itself. */
+  installs: InstallRequest[] = []
 
-  constructor(id: NodeId, core: RaftCore) {
+  constructor(id: NodeId, core: RaftCore, configuration: Configuration) {
     this.id = id
     this.core = core
+    this.disk = new Disk(configuration)
   }
 
   get commands(): string[] {
-    return this.applied.filter(({ data }) => data.length > 0).map(({ data }) => textDecoder.decode(data))
+    return this.applied.filter(({ kind }) => kind === EntryKind.command).map(({ data }) => textDecoder.decode(data))
   }
 }
 
 export interface ClusterOptions {
   readonly voters: number
   readonly learners?: number
+  /** Replicas that know of no members yet. */
+  readonly joiners?: number
+  /** `instant` installs each snapshot that is offered from the applied state of the one who offers; `manual` waits for `install`. */
+  readonly installs?: 'instant' | 'manual'
   readonly seed?: number
   /** Time between sending and arriving. Default 1. */
   readonly latencyMs?: number
@@ -113,10 +162,12 @@ export class Cluster {
     this.options = options
     this.disk = options.disk ?? 'instant'
     this.random = seededRandom(options.seed ?? 1)
-    const ids = Array.from({ length: options.voters + (options.learners ?? 0) }, (_, position) => `n${position + 1}`)
-    this.configuration = { voters: ids.slice(0, options.voters), learners: ids.slice(options.voters), votersOutgoing: [] }
+    const members = options.voters + (options.learners ?? 0)
+    const ids = Array.from({ length: members + (options.joiners ?? 0) }, (_, position) => `n${position + 1}`)
+    this.configuration = { voters: ids.slice(0, options.voters), learners: ids.slice(options.voters, members), votersOutgoing: [] }
+    const nobody: Configuration = { voters: [], learners: [], votersOutgoing: [] }
     for (const id of ids) {
-      const replica = new Replica(id, undefined as unknown as RaftCore)
+      const replica = new Replica(id, undefined as unknown as RaftCore, ids.indexOf(id) < members ? this.configuration : nobody)
       const initial = options.initial?.[id]
       if (initial !== undefined) {
         replica.disk.hardState = initial.hardState
@@ -128,15 +179,15 @@ export class Cluster {
   }
 
   #makeCore(replica: Replica): RaftCore {
-    const { hardState, entries } = replica.disk
+    const { hardState, entries, base, lastIndex } = replica.disk
     return new RaftCore({
       id: replica.id,
-      configurations: [{ index: 0, configuration: this.configuration }],
+      configurations: replica.disk.configurations(),
       hardState,
       terms: entriesAsRuns(entries),
-      lastIndex: entries.length,
-      snapshotIndex: 0,
-      snapshotTerm: 0,
+      lastIndex,
+      snapshotIndex: base.index,
+      snapshotTerm: base.term,
       commitIndex: replica.appliedIndex,
       nowMs: this.nowMs,
       electionTimeoutMs: 100,
@@ -185,8 +236,9 @@ export class Cluster {
     return proposal
   }
 
-  read(id: NodeId, read = ++this.#order): number {
-    this.step(id, { type: 'read', id: read })
+  read(id: NodeId, lease = false, read = ++this.#order): number {
+    this.core(id).step({ type: 'tick', nowMs: this.nowMs })
+    this.step(id, { type: 'read', id: read, lease })
     return read
   }
 
@@ -204,6 +256,12 @@ export class Cluster {
     for (const { id, index, term } of output.accepted) replica.accepted.set(id, { index, term })
     for (const { id, reason } of output.rejected) replica.rejected.set(id, reason)
     for (const { id, index } of output.reads) replica.reads.set(id, index)
+    for (const { id } of output.configured) replica.configured.add(id)
+    for (const { id } of output.transferred) replica.transferred.add(id)
+    if (output.install !== null) {
+      if (this.options.installs === 'manual') replica.installs.push(output.install)
+      else this.install(replica.id, output.install.from)
+    }
     for (const message of output.sendNow) this.#send(message)
     if (output.persist !== null || output.sendAfterPersist.length > 0) {
       replica.pending.push({ work: output.persist, messages: output.sendAfterPersist })
@@ -211,13 +269,42 @@ export class Cluster {
     for (const { peer, firstIndex, lastIndex, maxBytes } of output.fetch) {
       const entries: Entry[] = []
       let bytes = 0
-      for (const entry of replica.disk.entries.slice(firstIndex - 1, lastIndex)) {
+      for (const entry of replica.disk.range(firstIndex, lastIndex)) {
         bytes += entry.data.length
         if (entries.length > 0 && bytes > maxBytes) break
         entries.push(entry)
       }
       replica.core.step({ type: 'fetched', peer, entries })
     }
+  }
+
+  /** Replaces the state of a replica by what another has applied. */
+  install(id: NodeId, from: NodeId): void {
+    const replica = this.get(id)
+    const source = this.get(from)
+    const index = source.appliedIndex
+    if (index <= replica.appliedIndex) return
+    replica.installs = []
+    replica.applied = [...source.applied]
+    replica.appliedIndex = index
+    this.step(id, { type: 'restored', index, term: source.core.termAt(index)!, configuration: source.core.configurationAt(index)! })
+  }
+
+  /** The log store of a replica drops entries up to an index. */
+  compact(id: NodeId, index: number): void {
+    const replica = this.get(id)
+    replica.disk.compact(index)
+    this.step(id, { type: 'compacted', index })
+  }
+
+  configure(id: NodeId, voters: readonly NodeId[], learners: readonly NodeId[] = [], request = ++this.#order): number {
+    this.step(id, { type: 'configure', id: request, voters, learners })
+    return request
+  }
+
+  transfer(id: NodeId, to: NodeId | null, request = ++this.#order): number {
+    this.step(id, { type: 'transfer', id: request, to })
+    return request
   }
 
   #completeOne(replica: Replica): void {
@@ -246,8 +333,7 @@ export class Cluster {
     if (replica.appliedIndex >= commitIndex) return false
     const inMemory = replica.core.entries(replica.appliedIndex + 1, commitIndex, Number.POSITIVE_INFINITY)
     // The disk may still hold what a truncation under way replaces: only what the core knows by the same term is in its log.
-    const onDisk = () =>
-      replica.disk.entries.slice(replica.appliedIndex, commitIndex).filter(({ index, term }) => replica.core.termAt(index) === term)
+    const onDisk = () => replica.disk.range(replica.appliedIndex + 1, commitIndex).filter(({ index, term }) => replica.core.termAt(index) === term)
     const entries = inMemory.length > 0 ? inMemory : onDisk()
     for (const entry of entries) {
       if (entry.index !== replica.appliedIndex + 1) break
@@ -361,6 +447,7 @@ export class Cluster {
     replica.pending = []
     this.#seen.delete(id)
     replica.core = this.#makeCore(replica)
+    replica.installs = []
   }
 
   describe(): string {
@@ -379,8 +466,8 @@ export class Cluster {
       if ((this.#votes.get(key) ?? message.to) !== message.to) throw new Error(`${id} votes twice in term ${message.term}`)
       this.#votes.set(key, message.to)
     }
-    if (message.type === 'append-reply' && message.accepted && message.matchIndex > disk.entries.length) {
-      throw new Error(`${id} acknowledges ${message.matchIndex}, its disk ends at ${disk.entries.length}`)
+    if (message.type === 'append-reply' && message.accepted && message.matchIndex > disk.lastIndex) {
+      throw new Error(`${id} acknowledges ${message.matchIndex}, its disk ends at ${disk.lastIndex}`)
     }
   }
 
