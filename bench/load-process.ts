@@ -25,6 +25,8 @@ export interface LoadProcessStatus {
   readonly groups: number
   readonly groupsLed: number
   readonly logWrites: number
+  /** CPU time of the process since its start. */
+  readonly cpuMs: number
 }
 
 const argument = childArgument<LoadProcessArgument>()
@@ -33,7 +35,7 @@ function openQuorate(options: Exclude<LoadProcessArgument, { system: 'etcd' }>):
   if (options.system === 'quorate-client') return openNode({ role: 'client', transport: tcp(), seeds: options.seeds })
   const { id, location, nodes, groups } = options
   const listen = nodes.find((node) => node.id === id)!.address
-  return openNode({ id, location, transport: tcp({ listen }), bootstrap: { nodes, groups } })
+  return openNode({ id, location, transport: tcp({ listen }), bootstrap: { nodes, groups, shards: Math.max(64, groups) } })
 }
 
 function offer(operations: Operations, close: () => Promise<void>, more: Record<string, () => unknown> = {}): void {
@@ -49,10 +51,11 @@ if (argument.system === 'etcd') {
   const operations: Operations = { put: (key, value) => kv.put(key, value), get: async (key) => (await kv.get(key))?.value }
   offer(operations, () => node.close(), {
     status: (): LoadProcessStatus => {
+      const { user, system } = process.cpuUsage()
       const { groups: all, logWrites } = node.status()
       // The meta group carries no load.
       const groups = all.filter(({ group }) => group > 0)
-      return { groups: groups.length, groupsLed: groups.filter(({ role }) => role === 'leader').length, logWrites }
+      return { groups: groups.length, groupsLed: groups.filter(({ role }) => role === 'leader').length, logWrites, cpuMs: (user + system) / 1000 }
     },
   })
 }

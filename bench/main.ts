@@ -7,6 +7,7 @@
 import { loadavg } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Workplace } from '../scripts/workplace.js'
+import { measureIdleGroups } from './idle.js'
 import type { CellOptions, CellResult } from './load.js'
 import { type BenchOptions, parseOptions, usage } from './options.js'
 import { formatTable, type Measurement, makeReport } from './report.js'
@@ -75,9 +76,24 @@ async function run(options: BenchOptions): Promise<void> {
   }
 }
 
+async function runIdle(groups: number, options: BenchOptions): Promise<void> {
+  const workplace = new Workplace('quorate-bench')
+  try {
+    const costs = await measureIdleGroups(workplace, groups, options.seconds)
+    for (const { node, groupsLed, cpuPercent } of costs) {
+      console.log(`node ${node}: leads ${groupsLed} of ${groups} idle groups, ${cpuPercent.toFixed(1)} % of a core`)
+    }
+    if (options.json) console.log(JSON.stringify({ groups, nodes: costs }))
+  } finally {
+    await workplace.close()
+  }
+}
+
 try {
+  const options = parseOptions(process.argv.slice(2).filter((argument) => argument !== '--help'))
   if (process.argv.includes('--help')) console.log(usage)
-  else await run(parseOptions(process.argv.slice(2)))
+  else if (options.idleGroups === undefined) await run(options)
+  else await runIdle(options.idleGroups, options)
 } catch (error) {
   console.error(error instanceof Error ? error : String(error))
   process.exitCode = 1

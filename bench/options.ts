@@ -11,6 +11,8 @@ export interface BenchOptions {
   readonly groups: number
   readonly peer: 'etcd' | undefined
   readonly json: boolean
+  /** Instead of load: what so many idle groups cost. */
+  readonly idleGroups: number | undefined
 }
 
 export const usage = `npm run bench -- [options]
@@ -22,6 +24,7 @@ export const usage = `npm run bench -- [options]
   --rounds N        how often each system runs (default 1; 3 with a peer); the table has the medians
   --groups N        Raft groups of the quorate cluster (default 3)
   --peer etcd       runs a three-member etcd in turn with it, when there is an etcd program; installs nothing
+  --idle-groups N   instead of load: three nodes with so many groups that do nothing, and what CPU they take
   --json            prints the rows and ratios as JSON on the last line
 `
 
@@ -43,7 +46,7 @@ export function parseOptions(args: readonly string[]): BenchOptions {
   const { values } = parseArgs({
     args: [...args],
     options: {
-      ...{ seconds: text, 'warm-up': text, callers: text, ops: text, rounds: text, groups: text, peer: text },
+      ...{ seconds: text, 'warm-up': text, callers: text, ops: text, rounds: text, groups: text, peer: text, 'idle-groups': text },
       json: { type: 'boolean' },
     },
   })
@@ -62,5 +65,6 @@ export function parseOptions(args: readonly string[]): BenchOptions {
     groups: wholeNumberOption('groups', values.groups ?? '3'),
     peer,
     json: values.json ?? false,
+    idleGroups: values['idle-groups'] === undefined ? undefined : wholeNumberOption('idle-groups', values['idle-groups']),
   }
 }

@@ -25,14 +25,14 @@ export interface System {
 }
 
 const loadProcess = new URL('./load-process.js', import.meta.url)
-const memberNames = ['a', 'b', 'c'] as const
+export const memberNames = ['a', 'b', 'c'] as const
 
-function forkLoad(workplace: Workplace, name: string, argument: LoadProcessArgument): Promise<Child> {
+export function forkLoad(workplace: Workplace, name: string, argument: LoadProcessArgument): Promise<Child> {
   return workplace.fork(name, loadProcess, { argument })
 }
 
 /** Asks until the answer is there; the servers are other processes, so there is nothing to wait on but time. */
-async function until<Result>(what: string, ask: () => Promise<Result | undefined>, deadlineMs = 30_000): Promise<Result> {
+export async function until<Result>(what: string, ask: () => Promise<Result | undefined>, deadlineMs = 30_000): Promise<Result> {
   let failure: unknown
   for (const endMs = performance.now() + deadlineMs; performance.now() < endMs; await sleep(100)) {
     try {

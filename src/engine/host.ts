@@ -5,14 +5,15 @@
  * 1. At most one log write is in flight for the whole node, and it holds the work of every group that had some: one fsync serves all, and completions cannot reorder.
  * 2. A message of `sendAfterPersist` leaves when all persist work drained with it or before it, for its group, is durable.
  * 3. A failed write is final: every replica stops, nothing more is acknowledged, nothing is retried.
- * 4. One frame per peer per cycle: the messenger is flushed once, at the cycle's end.
+ * 4. One message per peer and cycle holds what all groups have for it, heartbeats included; the messenger is flushed once, at the cycle's end. Leaders of a
+ *    node send their heartbeats at the same moments, so that many idle groups cost few frames. No cycle costs anything for groups that had no part in it.
  * 5. A message names the life of its sender and that of its receiver, and reaches only the replica of that life (hazards p5, n17, D5.45).
  */
 import { Reader, Writer } from '../base/codec.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
 import { decodeMessage, encodeMessage } from '../raft/message-codec.js'
 import { mergeWork } from '../raft/persistence.js'
-import type { Message, MessageAfterPersist, NodeId, PersistWork } from '../raft/types.js'
+import type { Message, MessageAfterPersist, NodeId, PersistWork, Role } from '../raft/types.js'
 import { Channel, type MessengerFace } from '../transport/messenger.js'
 import type { Address } from '../transport/transport.js'
 import { lifeOf, memberId, nodeOf } from './identity.js'
@@ -40,13 +41,22 @@ interface Member {
   waitingSequence: number
   writingSequence: number
   dirty: boolean
-  lastStatus: string
+  lastRole: Role
+  lastTerm: number
+  lastLeader: NodeId | null
 }
+
+/** Raft messages for one peer are handed to the messenger when they are so many bytes, or at the cycle's end. */
+const maxBundleBytes = 256 * 1024
+/** All groups together apply for so long in a cycle. */
+const applySliceMs = 4
 
 export class Host {
   readonly #options: HostOptions
   readonly #members = new Map<number, Member>()
-  readonly #writer = new Writer(4096)
+  /** What this cycle has for each peer. */
+  readonly #bundles = new Map<Address, Writer>()
+  readonly #names = new MemberNames()
   #dirty: Member[] = []
   #works: { readonly group: number; readonly work: PersistWork }[] = []
   #writing: Promise<void> | null = null
@@ -64,8 +74,10 @@ export class Host {
   }
 
   add(replica: Replica): void {
-    const member: Member = { replica, waiting: [], released: [], waitingSequence: 0, writingSequence: 0, dirty: false, lastStatus: '' }
-    this.#members.set(replica.group, member)
+    this.#members.set(replica.group, {
+      ...{ replica, waiting: [], released: [], waitingSequence: 0, writingSequence: 0, dirty: false },
+      ...{ lastRole: 'follower', lastTerm: -1, lastLeader: null },
+    })
     this.wake(replica)
   }
 
@@ -104,19 +116,24 @@ export class Host {
 
   #receive(from: NodeId, body: Uint8Array): void {
     if (this.#stopped) return
+    const nowMs = this.#options.runtime.nowMs()
     const reader = new Reader(body)
-    const member = this.#members.get(reader.varint())
-    const senderLife = reader.varint()
-    const receiverLife = reader.varint()
-    // Meant for an earlier replica of this node: this one has never said what the sender believes of it.
-    if (member === undefined || member.replica.stopped || member.replica.life !== receiverLife) return
-    const message = decodeMessage(reader, memberId(from, senderLife), member.replica.member)
-    reader.end()
-    this.#guard(member.replica, () => {
-      member.replica.core.step({ type: 'tick', nowMs: this.#options.runtime.nowMs() })
-      member.replica.core.step({ type: 'message', message })
+    while (reader.remaining > 0) {
+      const member = this.#members.get(reader.varint())
+      const sender = this.#names.of(from, reader.varint())
+      const receiverLife = reader.varint()
+      const message = decodeMessage(reader, sender, member?.replica.member ?? '')
+      // Meant for an earlier replica of this node: this one has never said what the sender believes of it.
+      if (member !== undefined && !member.replica.stopped && member.replica.life === receiverLife) this.#deliver(member, message, nowMs)
+    }
+  }
+
+  #deliver({ replica }: Member, message: Message, nowMs: number): void {
+    this.#guard(replica, () => {
+      replica.core.step({ type: 'tick', nowMs })
+      replica.core.step({ type: 'message', message })
     })
-    this.wake(member.replica)
+    this.wake(replica)
   }
 
   /** A core that throws has found its own invariants broken: its group stops, the others go on. */
@@ -144,9 +161,13 @@ export class Host {
       if (!member.replica.stopped) this.#guard(member.replica, () => this.#drain(member))
     }
     if (this.#writing === null) this.#startWrite()
-    for (const { replica } of dirty) replica.apply()
+    const applyUntilMs = this.#options.runtime.nowMs() + applySliceMs
+    for (const { replica } of dirty) replica.apply(applyUntilMs)
+    this.#sendBundles()
     this.#options.messenger.flush()
-    this.#scheduleTick()
+    let nextMs = Number.POSITIVE_INFINITY
+    for (const { replica } of dirty) if (!replica.stopped) nextMs = Math.min(nextMs, replica.core.nextTickMs)
+    this.#tickAt(nextMs)
   }
 
   #drain(member: Member): void {
@@ -166,11 +187,12 @@ export class Host {
     }
     for (const { peer, firstIndex, lastIndex, maxBytes } of output.fetch) void this.#fetch(replica, peer, firstIndex, lastIndex, maxBytes)
     replica.settle(output)
-    const status = `${replica.core.role} ${replica.core.term} ${replica.core.leader}`
-    if (status !== member.lastStatus) {
-      member.lastStatus = status
-      this.#options.onStatus(replica)
-    }
+    const { role, term, leader } = replica.core
+    if (role === member.lastRole && term === member.lastTerm && leader === member.lastLeader) return
+    member.lastRole = role
+    member.lastTerm = term
+    member.lastLeader = leader
+    this.#options.onStatus(replica)
   }
 
   /** What a group produced over several cycles while a write was in flight becomes one record: what was cut meanwhile is never written. */
@@ -241,10 +263,25 @@ export class Host {
   #send(replica: Replica, message: Message): void {
     const address = this.#options.addressOf(nodeOf(message.to))
     if (address === undefined) return
-    this.#writer.reset()
-    this.#writer.varint(replica.group).varint(replica.life).varint(lifeOf(message.to))
-    encodeMessage(this.#writer, message)
-    this.#options.messenger.send(address, Channel.raft, this.#writer.view())
+    let bundle = this.#bundles.get(address)
+    if (bundle === undefined) {
+      bundle = new Writer(4096)
+      this.#bundles.set(address, bundle)
+    }
+    bundle.varint(replica.group).varint(replica.life).varint(lifeOf(message.to))
+    encodeMessage(bundle, message)
+    if (bundle.length >= maxBundleBytes) this.#sendBundle(address, bundle)
+  }
+
+  #sendBundles(): void {
+    for (const [address, bundle] of this.#bundles) if (bundle.length > 0) this.#sendBundle(address, bundle)
+    // Addresses change; what is no longer used must not stay.
+    if (this.#bundles.size > 1024) this.#bundles.clear()
+  }
+
+  #sendBundle(address: Address, bundle: Writer): void {
+    this.#options.messenger.send(address, Channel.raft, bundle.view())
+    bundle.reset()
   }
 
   async #fetch(replica: Replica, peer: NodeId, firstIndex: number, lastIndex: number, maxBytes: number): Promise<void> {
@@ -258,31 +295,33 @@ export class Host {
     }
   }
 
-  #scheduleTick(): void {
-    if (this.#stopped) return
-    let nextMs = Number.POSITIVE_INFINITY
-    for (const { replica } of this.#members.values()) if (!replica.stopped) nextMs = Math.min(nextMs, replica.core.nextTickMs)
-    // A wake-up that is a little early costs less than moving the timer with every message.
-    if (this.#cancelTick !== null && this.#tickAtMs <= nextMs) return
+  /** Makes sure that a tick comes at this time, or earlier. */
+  #tickAt(timeMs: number): void {
+    if (this.#stopped || timeMs >= this.#tickAtMs) return
     this.#cancelTick?.()
-    this.#cancelTick = null
-    if (nextMs === Number.POSITIVE_INFINITY) return
-    this.#tickAtMs = nextMs
+    this.#tickAtMs = timeMs
     // Deferred once more: after a stalled loop, timers fire before the sockets are read, and the messages that wait there may be a living leader's.
     const onTimer = () => this.#options.runtime.defer(() => this.#tick())
-    this.#cancelTick = this.#options.runtime.schedule(Math.max(0, nextMs - this.#options.runtime.nowMs()), onTimer)
+    this.#cancelTick = this.#options.runtime.schedule(Math.max(0, timeMs - this.#options.runtime.nowMs()), onTimer)
   }
 
+  /** Ticks what is due. Only here all groups are looked at: timers were left where they stood when a group's time moved on. */
   #tick(): void {
     this.#cancelTick = null
+    this.#tickAtMs = Number.POSITIVE_INFINITY
     if (this.#stopped) return
     const nowMs = this.#options.runtime.nowMs()
+    let nextMs = Number.POSITIVE_INFINITY
     for (const { replica } of this.#members.values()) {
-      if (replica.stopped || replica.core.nextTickMs > nowMs) continue
-      this.#guard(replica, () => replica.core.step({ type: 'tick', nowMs }))
-      this.wake(replica)
+      if (replica.stopped) continue
+      if (replica.core.nextTickMs <= nowMs) {
+        this.#guard(replica, () => replica.core.step({ type: 'tick', nowMs }))
+        this.wake(replica)
+      } else {
+        nextMs = Math.min(nextMs, replica.core.nextTickMs)
+      }
     }
-    this.#scheduleTick()
+    this.#tickAt(nextMs)
   }
 
   /** Stops all replicas, and writes what they have already put out: their state may be ahead of their log no more. */
@@ -296,5 +335,31 @@ export class Host {
     this.#works = []
     await this.#options.log.write(works)
     for (const { group, work } of works) this.#members.get(group)!.replica.core.step({ type: 'persisted', sequence: work.sequence })
+  }
+}
+
+/** The names of members, made once: they are compared and looked up with each message. */
+class MemberNames {
+  readonly #names = new Map<NodeId, Map<number, NodeId>>()
+  #count = 0
+
+  of(nodeId: NodeId, life: number): NodeId {
+    if (life === 0) return nodeId
+    let lives = this.#names.get(nodeId)
+    if (lives === undefined) {
+      lives = new Map()
+      this.#names.set(nodeId, lives)
+    }
+    let name = lives.get(life)
+    if (name === undefined) {
+      // Lives come from outside.
+      if (++this.#count > 10_000) {
+        this.#names.clear()
+        this.#count = 0
+      }
+      name = memberId(nodeId, life)
+      lives.set(life, name)
+    }
+    return name
   }
 }

@@ -183,13 +183,13 @@ export class Replica {
     for (const { reply } of lost) reply(null, refusal)
   }
 
-  /** Applies what is committed; returns at once when there is nothing, when it is under way, or when the slice is used up. */
-  apply(): void {
+  /** Applies what is committed; returns at once when there is nothing, when it is under way, or when the time is used up; then it goes on in a later turn. */
+  apply(untilMs = this.#options.runtime.nowMs() + applySliceMs): void {
     if (this.#applying || this.#stopped) return
     try {
-      const deadlineMs = this.#options.runtime.nowMs() + applySliceMs
       this.#store.flushIfDue()
       while (this.appliedIndex < this.core.commitIndex) {
+        if (this.#options.runtime.nowMs() >= untilMs) return this.#continueAfter(null)
         // The host applies again after its next log write.
         if (this.#store.awaitsLog) return
         if (this.#store.congested) return this.#continueAfter(this.#store.flushed())
@@ -200,7 +200,6 @@ export class Replica {
           this.#finishEntry(entry.index, entry.term, results)
         }
         this.#reportApplied()
-        if (this.#options.runtime.nowMs() >= deadlineMs) return this.#continueAfter(null)
       }
     } catch (error) {
       this.#options.onFailure(this, error)

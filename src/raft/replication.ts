@@ -68,9 +68,8 @@ export class Replication {
 
   /** Leadership was won; the term's no-op is the last entry. */
   start(): void {
-    const { nowMs, options } = this.#state
     this.#ownMatchIndex = 0
-    this.#nextHeartbeatMs = nowMs + options.heartbeatIntervalMs
+    this.#nextHeartbeatMs = this.#heartbeatAfter(0)
     this.#isCheckPutOff = false
     this.#lease.start(this.#reads.round + 1)
     this.configurationChanged()
@@ -98,12 +97,19 @@ export class Replication {
     this.#nextHeartbeatMs = Number.POSITIVE_INFINITY
   }
 
+  /** The next multiple of the interval, at least `leastMs` away: all leaders of a node send at the same moments, in the same frames. */
+  #heartbeatAfter(leastMs: number): number {
+    const { heartbeatIntervalMs } = this.#state.options
+    return (Math.floor((this.#state.nowMs + leastMs) / heartbeatIntervalMs) + 1) * heartbeatIntervalMs
+  }
+
   /** Time passed on a leader. */
   tick(): void {
     const { nowMs, options } = this.#state
     if (nowMs < this.#nextHeartbeatMs) return
     const isLate = nowMs >= this.#nextHeartbeatMs + options.heartbeatIntervalMs
-    this.#nextHeartbeatMs = nowMs + options.heartbeatIntervalMs
+    // Answers to a late heartbeat get a whole interval before the next check.
+    this.#nextHeartbeatMs = this.#heartbeatAfter(isLate ? options.heartbeatIntervalMs : 0)
     this.#isCheckPutOff = isLate && !this.#isCheckPutOff
     if (!this.#isCheckPutOff) {
       if (!this.#canLead()) {
