@@ -141,7 +141,8 @@ describe('KvService', () => {
   it('a log that fails at the very end fails the close, and nothing goes on after it', () =>
     withFolder(async (folder) => {
       const fixture = new ServiceFixture(folder)
-      await fixture.open({ flushAfterMs: 40 })
+      // A leader whose disk is held for an election timeout steps down, and takes nothing more.
+      await fixture.open({ flushAfterMs: 40, electionTimeoutMs: 400 })
       const { engine } = fixture
       const failure = new Error('disk full')
       await fixture.put('a', '1')
