@@ -23,16 +23,20 @@ export interface CompactionInput {
   readonly limits: CompactionLimits
 }
 
-/** What to do: cut to an index, or first flush the state, which holds the cut back; null for nothing. */
-export type CompactionDecision = { readonly compactTo: number } | 'flush-first' | null
+export interface CompactionDecision {
+  /** Cut to this index; null for not now. */
+  readonly compactTo: number | null
+  /** The state should be flushed: what it does not hold durably yet keeps the log long. */
+  readonly flush: boolean
+}
 
 export function decideCompaction({ table, baseIndex, lastIndex, flushedIndex, neededAfter, limits }: CompactionInput): CompactionDecision {
   const { maxBytes, maxEntries } = limits
-  if (table.bytes <= maxBytes && lastIndex - baseIndex <= maxEntries) return null
+  if (table.bytes <= maxBytes && lastIndex - baseIndex <= maxEntries) return { compactTo: null, flush: false }
   let wanted = Math.max(table.indexBeforeLast(maxBytes / 2), lastIndex - Math.floor(maxEntries / 2))
   if (neededAfter < wanted) wanted = Math.max(neededAfter, table.indexBeforeLast(2 * maxBytes), lastIndex - 2 * maxEntries)
+  const isMuch = (from: number, to: number) =>
+    to > from && (to - from >= maxEntries / 8 || table.bytesBefore(to + 1) - table.bytesBefore(from + 1) >= maxBytes / 8)
   const compactTo = Math.min(wanted, flushedIndex)
-  const isWorthIt = (index: number) => index - baseIndex >= maxEntries / 8 || table.bytesBefore(index + 1) >= maxBytes / 8
-  if (compactTo > baseIndex && isWorthIt(compactTo)) return { compactTo }
-  return wanted > flushedIndex && isWorthIt(wanted) ? 'flush-first' : null
+  return { compactTo: isMuch(baseIndex, compactTo) ? compactTo : null, flush: isMuch(Math.max(flushedIndex, baseIndex), wanted) }
 }

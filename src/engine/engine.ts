@@ -4,7 +4,7 @@
  * Invariants: 1. both databases are written with `sync` only (LevelDB closes a rotated log file without fsync, so a mixture could lose a middle range); they are
  * two, because small log records that live for seconds and a state that lives for years would be compacted together otherwise; 2. a folder is opened for exactly the node and cluster that it belongs to.
  */
-import { RefusedError } from '../base/errors.js'
+import { CorruptionError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import { RaftCore } from '../raft/core.js'
 import type { NodeId, RaftStatus } from '../raft/types.js'
@@ -15,9 +15,10 @@ import { Host } from './host.js'
 import { memberId, nodeOf, type ReplicaRecord } from './identity.js'
 import { decodeRecord, KvMachine } from './kv-machine.js'
 import { Lives } from './lives.js'
-import { type LoadedLog, LogStore } from './log-store.js'
+import { LogStore } from './log-store.js'
+import { openLog } from './open-log.js'
 import { Replica } from './replica.js'
-import { emptyArea } from './state-area.js'
+import { deleteState } from './state-area.js'
 import { StateStore } from './state-store.js'
 
 /** Between two batches of deletions. */
@@ -39,6 +40,10 @@ export interface EngineTuning {
   /** … or when its oldest change is so old. */
   readonly flushAfterMs: number
   readonly cacheBytes: number
+  /** A group's log is cut to half of this size when it is larger … */
+  readonly compactLogBytes: number
+  /** … or to half of so many entries when it has more. What live followers still need is kept up to twice as much. */
+  readonly compactLogEntries: number
 }
 
 export const defaultTuning: EngineTuning = {
@@ -52,6 +57,8 @@ export const defaultTuning: EngineTuning = {
   flushBytes: 4 * 1024 * 1024,
   flushAfterMs: 5000,
   cacheBytes: 64 * 1024 * 1024,
+  compactLogBytes: 64 * 1024 * 1024,
+  compactLogEntries: 1_000_000,
 }
 
 export interface EngineOptions {
@@ -84,7 +91,17 @@ export class Engine {
     this.#options = options
     this.#log = new LogStore(options.folder.log)
     const { runtime, messenger, addressOf, onFailure, onStatus } = options
-    this.host = new Host({ runtime, messenger, log: this.#log, addressOf, onFailure, onStatus: (replica) => onStatus(statusOf(replica)) })
+    this.host = new Host({
+      runtime,
+      messenger,
+      log: this.#log,
+      addressOf,
+      onFailure: (error, replica) => {
+        if (replica !== null && error instanceof CorruptionError) void this.#markDamaged(replica.group, error)
+        onFailure(error)
+      },
+      onStatus: (replica) => onStatus(statusOf(replica)),
+    })
     this.lives = new Lives({
       folder: options.folder,
       runtime,
@@ -105,11 +122,36 @@ export class Engine {
     return engine
   }
 
+  /** A replica that has lost a part of what it stored is not started: it would not keep its promises. The others of the node go on. */
   async #start(record: ReplicaRecord): Promise<Replica | null> {
-    const replica = await this.#load(record)
+    const { group } = record
+    let replica: Replica
+    try {
+      const damage = this.#log.damage(group)
+      if (damage !== undefined) throw new CorruptionError(damage)
+      replica = await this.#load(record)
+    } catch (error) {
+      if (!(error instanceof CorruptionError)) throw error
+      const store = this.#stores.get(group)
+      this.#stores.delete(group)
+      await store?.close()
+      await this.#markDamaged(group, error)
+      this.#options.onFailure(error)
+      return null
+    }
     if (this.#loaded === null) this.host.add(replica)
     else this.#loaded.push(replica)
     return replica
+  }
+
+  /** For good: after a restart too it neither votes nor acknowledges, until it is replaced. */
+  async #markDamaged(group: number, error: CorruptionError): Promise<void> {
+    this.lives.markDamaged(group)
+    try {
+      await this.#log.markDamaged(group, error.message)
+    } catch (cause) {
+      this.#options.onFailure(cause)
+    }
   }
 
   async #stop(group: number): Promise<void> {
@@ -125,7 +167,7 @@ export class Engine {
     const { folder, runtime } = this.#options
     await this.#log.remove(group)
     const pause = () => new Promise<boolean>((resolve) => runtime.schedule(deletionPauseMs, () => resolve(!this.#closing)))
-    for (const area of [0, 1]) await emptyArea(folder.state, group, area, pause)
+    await deleteState(folder.state, group, pause)
   }
 
   async #load({ group, life, founders }: ReplicaRecord): Promise<Replica> {
@@ -143,19 +185,16 @@ export class Engine {
       flushAfterMs: tuning.flushAfterMs,
       durableIndex: () => core?.status().durableIndex ?? 0,
       beforeFreeze: () => machine?.saveShards(),
+      onFlushed: () => {
+        if (replica !== null) this.host.considerCompaction(replica)
+      },
       // A group that cannot be flushed would fill the memory.
       onFailure: (error) => (replica === null ? onFailure(error) : this.host.fail(replica, error)),
     })
     await store.open()
     machine = new KvMachine(store)
     this.#stores.set(group, store)
-    const { hardState, terms, lastIndex, base, configurations } = await this.#loadLog(group, founders)
-    if (store.appliedIndex > lastIndex) {
-      throw new RefusedError(
-        'WRONG_FOLDER',
-        `the state of group ${group} reaches index ${store.appliedIndex}, its log only ${lastIndex}: a part of the log is lost`,
-      )
-    }
+    const { hardState, terms, lastIndex, base, configurations } = await openLog(this.#log, store, group, founders)
     core = new RaftCore({
       id: memberId(nodeId, life),
       configurations,
@@ -182,19 +221,12 @@ export class Engine {
       store,
       machine,
       log: this.#log,
+      compaction: { maxBytes: tuning.compactLogBytes, maxEntries: tuning.compactLogEntries },
       runtime,
       onDirty: (dirty) => this.host.wake(dirty),
       onFailure: (failed, error) => this.host.fail(failed, error),
     })
     return replica
-  }
-
-  /** The log of a group; a new one when the group has neither log nor state. */
-  async #loadLog(group: number, founders: readonly NodeId[]): Promise<LoadedLog> {
-    const found = await this.#log.load(group)
-    if (found !== undefined) return found
-    await this.#log.create(group, { index: 0, term: 0, configuration: { voters: founders, learners: [], votersOutgoing: [] } })
-    return (await this.#log.load(group))!
   }
 
   status(): GroupStatus[] {

@@ -17,7 +17,7 @@ import type { Message, MessageAfterPersist, NodeId, PersistWork, Role } from '..
 import { Channel, type MessengerFace } from '../transport/messenger.js'
 import type { Address } from '../transport/transport.js'
 import { lifeOf, memberId, nodeOf } from './identity.js'
-import type { LogStore } from './log-store.js'
+import type { GroupWork, LogBase, LogStore } from './log-store.js'
 import type { Replica } from './replica.js'
 
 export interface HostOptions {
@@ -25,8 +25,8 @@ export interface HostOptions {
   readonly messenger: MessengerFace
   readonly log: LogStore
   readonly addressOf: (nodeId: NodeId) => Address | undefined
-  /** Storage failed: the node serves nothing any more. */
-  readonly onFailure: (error: unknown) => void
+  /** Storage failed, and the node serves nothing any more; or one replica did, and only its group is not served here. */
+  readonly onFailure: (error: unknown, replica: Replica | null) => void
   /** Role, term or leader of a replica changed. */
   readonly onStatus: (replica: Replica) => void
 }
@@ -59,6 +59,8 @@ export class Host {
   readonly #names = new MemberNames()
   #dirty: Member[] = []
   #works: { readonly group: number; readonly work: PersistWork }[] = []
+  /** Where the logs of groups are to start, with the next write. */
+  #compactions = new Map<Replica, LogBase>()
   #writing: Promise<void> | null = null
   #cycleScheduled = false
   #cancelTick: Cancel | null = null
@@ -87,6 +89,7 @@ export class Host {
     if (this.#members.get(replica.group)?.replica !== replica) return
     this.#members.delete(replica.group)
     this.#works = this.#works.filter(({ group }) => group !== replica.group)
+    this.#compactions.delete(replica)
     await this.#writing
   }
 
@@ -149,7 +152,7 @@ export class Host {
   fail(replica: Replica, error: unknown): void {
     if (replica.stopped) return
     replica.stop()
-    this.#options.onFailure(error)
+    this.#options.onFailure(error, replica)
   }
 
   #cycle(): void {
@@ -206,10 +209,30 @@ export class Host {
     this.#works[at] = { group, work: mergeWork(before, work) }
   }
 
+  /** Compacts a replica's log with the next write, if it is time. */
+  considerCompaction(replica: Replica): void {
+    if (this.#stopped || this.#members.get(replica.group)?.replica !== replica) return
+    this.#guard(replica, () => {
+      const base = replica.planCompaction()
+      if (base === null) return
+      this.#compactions.set(replica, base)
+      this.wake(replica)
+    })
+  }
+
   #startWrite(): void {
-    if (this.#works.length === 0) return
-    const works = this.#works
+    if (this.#works.length === 0 && this.#compactions.size === 0) return
+    const works: GroupWork[] = this.#works
     this.#works = []
+    const compactions = this.#compactions
+    if (compactions.size > 0) {
+      this.#compactions = new Map()
+      for (const [{ group }, compactTo] of compactions) {
+        const at = works.findIndex((other) => other.group === group)
+        if (at < 0) works.push({ group, work: null, compactTo })
+        else works[at] = { ...works[at]!, compactTo }
+      }
+    }
     const members = new Set(works.map(({ group }) => this.#members.get(group)!))
     for (const member of members) {
       member.writingSequence = member.waitingSequence
@@ -221,6 +244,7 @@ export class Host {
     this.#writing = this.#options.log.write(works).then(
       () => {
         this.#writing = null
+        for (const [replica, { index }] of compactions) this.#finishCompaction(replica, index)
         for (const member of members) this.#finishWrite(member)
         this.#cycle()
       },
@@ -230,9 +254,15 @@ export class Host {
         this.#stopped = true
         this.#cancelTick?.()
         for (const replica of this.replicas) replica.stop()
-        this.#options.onFailure(error)
+        this.#options.onFailure(error, null)
       },
     )
+  }
+
+  #finishCompaction(replica: Replica, index: number): void {
+    if (replica.stopped) return
+    this.#guard(replica, () => replica.core.step({ type: 'compacted', index }))
+    this.wake(replica)
   }
 
   #finishWrite(member: Member): void {
@@ -246,6 +276,7 @@ export class Host {
       replica.core.step({ type: 'persisted', sequence })
       if (!replica.stopped) this.#release(replica, released)
     })
+    this.considerCompaction(replica)
     this.wake(replica)
   }
 

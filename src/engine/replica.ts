@@ -12,8 +12,9 @@ import { CorruptionError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import { type Consensus, EntryKind, type Input, type NodeId, type Output, type RejectReason } from '../raft/types.js'
 import type { CommandResult } from './command.js'
+import { type CompactionLimits, decideCompaction } from './compaction.js'
 import type { KvMachine } from './kv-machine.js'
-import type { LogStore } from './log-store.js'
+import type { LogBase, LogStore } from './log-store.js'
 import type { StateStore } from './state-store.js'
 
 /** Why a proposal or read got no result. `lost`: it may still take effect; all others: it certainly does not. */
@@ -35,6 +36,7 @@ export interface ReplicaOptions {
   readonly store: StateStore
   readonly machine: KvMachine
   readonly log: LogStore
+  readonly compaction: CompactionLimits
   readonly runtime: Runtime
   /** The core has something to drain: the host must run a cycle. */
   readonly onDirty: (replica: Replica) => void
@@ -74,6 +76,10 @@ export class Replica {
   #waitingReads: WaitingRead[] = []
   #applying = false
   #stopped = false
+  /** The log is not looked at again before it has grown to so many bytes, or entries, or the state was flushed further. */
+  #compactionDueBytes = 0
+  #compactionDueIndex = 0
+  #compactionFlushedIndex = -1
 
   constructor(options: ReplicaOptions) {
     this.group = options.group
@@ -221,6 +227,35 @@ export class Replica {
       throw new CorruptionError(`group ${this.group}: committed entry ${first} is not in the log`)
     }
     this.#reportApplied()
+  }
+
+  /** Where the log may start from now on, when it is time to compact it; null else. Cheap to ask. */
+  planCompaction(): LogBase | null {
+    const { log, compaction: limits } = this.#options
+    const table = log.table(this.group)
+    const { flushedIndex } = this.#store
+    const { lastIndex } = this.core
+    const isDue = table.bytes > this.#compactionDueBytes || lastIndex > this.#compactionDueIndex || flushedIndex !== this.#compactionFlushedIndex
+    if (this.#stopped || !isDue) return null
+    const baseIndex = this.core.firstIndex - 1
+    const { compactTo, flush } = decideCompaction({ table, baseIndex, lastIndex, flushedIndex, neededAfter: this.#neededAfter(), limits })
+    // What holds a cut back now is asked about again only when there is more to gain.
+    const isHeldBack = compactTo === null
+    this.#compactionDueBytes = Math.max(limits.maxBytes, isHeldBack ? table.bytes + limits.maxBytes / 8 : 0)
+    this.#compactionDueIndex = Math.max((compactTo ?? baseIndex) + limits.maxEntries, isHeldBack ? lastIndex + limits.maxEntries / 8 : 0)
+    this.#compactionFlushedIndex = flushedIndex
+    if (flush) this.#store.flushSoon()
+    if (compactTo === null) return null
+    return { index: compactTo, term: this.core.termAt(compactTo)!, configuration: this.core.configurationAt(compactTo)! }
+  }
+
+  /** Entries after this index are needed by live followers. One that needs a snapshot anyway needs none of those that are here. */
+  #neededAfter(): number {
+    let neededAfter = Number.POSITIVE_INFINITY
+    for (const { matchIndex, state, isActive } of this.core.progress()) {
+      if (isActive && state !== 'snapshot') neededAfter = Math.min(neededAfter, matchIndex)
+    }
+    return neededAfter
   }
 
   #continueAfter(wait: Promise<void> | null): void {

@@ -68,3 +68,18 @@ export async function emptyArea(database: Database, group: number, area: Area, p
     await iterator.close()
   }
 }
+
+/** Deletes all that a group has in the state database, in parts; false when `pause` ended it early. */
+export async function deleteState(database: Database, group: number, pause: () => Promise<boolean>): Promise<boolean> {
+  let isWanted = true
+  const pauseOrEnd = async () => {
+    isWanted = await pause()
+    return isWanted
+  }
+  for (const area of [0, 1]) if (isWanted) await emptyArea(database, group, area, pauseOrEnd)
+  if (!isWanted) return false
+  const batch = database.batch()
+  batch.del(pointerKey(group))
+  await batch.write({ sync: true })
+  return true
+}
