@@ -1,0 +1,331 @@
+/**
+ * The oracle of the node simulator: it sees every replica and every disk of every life, and checks global truth, never one node's opinion. Numbers are those of
+ * the hazards catalogue.
+ *
+ * R1 one leader a term · R2 a leader never truncates · R3 log matching, in memory and on disk · R4 leader completeness · R5 one index, one command, everywhere and for ever
+ * R6 term, commit and applied index never go back within a life, nor the durable term at all · R7 one vote a term, across crashes
+ * R8 what is acknowledged is on the disks of a quorum, and committed entries are never truncated there · R10 what is applied is on the disks of a quorum
+ * R11 what a vote or an acknowledgement promises is on the sender's disk when it is sent · R14, R17, K2, K3 each entry's answers are those of the reference machine
+ * R15 a read is served from a state that holds all that was acknowledged before it was asked · D1 what is loaded is what was stored
+ */
+import type { CommandResult } from '../../engine/command.js'
+import type { GroupWork, LoadedLog } from '../../engine/log-store.js'
+import type { Consensus, HardState, Message, PersistWork } from '../../raft/types.js'
+import { InvariantViolation } from '../simulation/invariants.js'
+import { extendHash, LogShape } from '../simulation/log-shape.js'
+import { ReferenceMachine } from './reference.js'
+import type { World } from './world.js'
+
+/** What one disk holds of one group, as far as it was reported or must be assumed. */
+export class StoredLog {
+  readonly shape = new LogShape()
+  hardState: HardState = { term: 0, vote: null }
+}
+
+/** What the checker remembers of a running core. */
+interface CoreView {
+  readonly node: string
+  readonly group: number
+  readonly log: LogShape
+  role: string
+  term: number
+  commitIndex: number
+  appliedIndex: number
+}
+
+interface GroupTruth {
+  readonly voters: readonly string[]
+  /** Prefix hash of each committed index; index 0 is 0. */
+  readonly committed: LogShape
+  readonly leaders: Map<number, string>
+  /** By index and term: the hash of the prefix. */
+  readonly prefixes: Map<number, number>[]
+  readonly votes: Map<string, string>
+  readonly reference: ReferenceMachine
+  /** The last index whose effect a client was told of. */
+  acknowledged: number
+}
+
+export class NodeInvariants {
+  readonly #groups = new Map<number, GroupTruth>()
+  readonly #stored = new Map<string, Map<number, StoredLog>>()
+  readonly #views = new WeakMap<Consensus, CoreView>()
+  readonly #world: World
+  elections = 0
+  readonly reached: Record<string, number> = {}
+
+  constructor(groups: readonly { readonly id: number; readonly members: readonly string[] }[], world: World) {
+    this.#world = world
+    for (const { id, members } of groups) {
+      this.#groups.set(id, {
+        voters: members,
+        committed: new LogShape(),
+        leaders: new Map(),
+        prefixes: [],
+        votes: new Map(),
+        reference: new ReferenceMachine(),
+        acknowledged: 0,
+      })
+    }
+  }
+
+  /** Ends the run: told to the world too, since what is thrown in the midst of the product's code may be caught there. */
+  violation(invariant: string, message: string): never {
+    const violation = new InvariantViolation(invariant, `at ${(this.#world.nowUs / 1e6).toFixed(6)} s: ${message}`)
+    this.#world.fail(violation)
+    throw violation
+  }
+
+  reach(state: string): void {
+    this.reached[state] = (this.reached[state] ?? 0) + 1
+  }
+
+  group(id: number): GroupTruth {
+    const group = this.#groups.get(id)
+    if (group === undefined) return this.violation('exception', `there is no group ${id}`)
+    return group
+  }
+
+  get groups(): IterableIterator<[number, GroupTruth]> {
+    return this.#groups.entries()
+  }
+
+  stored(node: string, group: number): StoredLog {
+    let groups = this.#stored.get(node)
+    if (groups === undefined) {
+      groups = new Map()
+      this.#stored.set(node, groups)
+    }
+    let stored = groups.get(group)
+    if (stored === undefined) {
+      stored = new StoredLog()
+      groups.set(group, stored)
+    }
+    return stored
+  }
+
+  /** A write of the log store is sure to survive. */
+  onStored(node: string, works: readonly GroupWork[]): void {
+    for (const { group, work } of works) {
+      const stored = this.stored(node, group)
+      if (work.hardState !== null) this.#storeHardState(node, group, stored, work.hardState)
+      const first = work.entries[0]
+      if (first === undefined) continue
+      if (first.index <= stored.shape.lastIndex) this.#checkTruncation(node, group, stored.shape, work)
+      if (first.index > stored.shape.lastIndex + 1) {
+        this.violation('R3', `${node} stores entry ${first.index} of group ${group} after ${stored.shape.lastIndex}`)
+      }
+      stored.shape.truncateFrom(first.index)
+      for (const entry of work.entries) this.#remember(group, entry.index, entry.term, stored.shape.append(entry), `${node}'s disk`)
+    }
+  }
+
+  #storeHardState(node: string, group: number, stored: StoredLog, { term, vote }: HardState): void {
+    if (term < stored.hardState.term)
+      this.violation('R6', `the stored term of ${node} in group ${group} goes from ${stored.hardState.term} to ${term}`)
+    if (vote !== null) this.#vote(node, group, term, vote, 'stores')
+    stored.hardState = { term, vote }
+  }
+
+  #vote(node: string, group: number, term: number, vote: string, does: string): void {
+    const { votes } = this.group(group)
+    const key = `${node} ${term}`
+    const before = votes.get(key)
+    if (before === undefined) votes.set(key, vote)
+    else if (before !== vote) this.violation('R7', `${node} ${does} a vote for ${vote} in term ${term} of group ${group} after one for ${before}`)
+  }
+
+  #checkTruncation(node: string, group: number, shape: LogShape, work: PersistWork): void {
+    const { committed } = this.group(group)
+    const first = work.entries[0]!
+    if (first.index > committed.lastIndex) return
+    // The same entries again are no truncation; others in place of committed ones are.
+    const hash = shape.hashAt(first.index - 1)
+    if (hash === undefined) return
+    if (shape.hashAt(first.index) === committed.hashAt(first.index) && extendHash(hash, first) !== committed.hashAt(first.index)) {
+      this.violation('R8', `${node} replaces committed entry ${first.index} of group ${group} on its disk`)
+    }
+  }
+
+  /** R3: index and term stand for one prefix, wherever they are seen. */
+  #remember(group: number, index: number, term: number, hash: number, where: string): void {
+    const { prefixes } = this.group(group)
+    let terms = prefixes[index]
+    if (terms === undefined) {
+      terms = new Map()
+      prefixes[index] = terms
+    }
+    const before = terms.get(term)
+    if (before === undefined) terms.set(term, hash)
+    else if (before !== hash) this.violation('R3', `two logs of group ${group} differ up to index ${index} of term ${term}; one is ${where}`)
+  }
+
+  /** D1: what a node finds at its start is what was stored. */
+  onLoaded(node: string, group: number, loaded: LoadedLog): void {
+    const stored = this.stored(node, group)
+    const { shape, hardState } = stored
+    if (loaded.hardState.term !== hardState.term || loaded.hardState.vote !== hardState.vote) {
+      this.violation('D1', `${node} loads ${JSON.stringify(loaded.hardState)} of group ${group}, its disk was given ${JSON.stringify(hardState)}`)
+    }
+    if (loaded.lastIndex !== shape.lastIndex) {
+      this.violation('D1', `${node} loads a log of group ${group} up to ${loaded.lastIndex}, its disk was given one up to ${shape.lastIndex}`)
+    }
+    for (const [position, { term, firstIndex }] of loaded.terms.entries()) {
+      const end = loaded.terms[position + 1]?.firstIndex ?? loaded.lastIndex + 1
+      for (const index of [firstIndex, end - 1]) {
+        if (shape.termAt(index) !== term)
+          this.violation('D1', `${node} loads term ${term} at index ${index} of group ${group}, its disk was given ${shape.termAt(index)}`)
+      }
+    }
+  }
+
+  /** A core begins to run, from what is on its node's disk. */
+  onCore(node: string, group: number, core: Consensus, appliedIndex: number): void {
+    const log = new LogShape()
+    log.copyFrom(this.stored(node, group).shape)
+    this.#views.set(core, { node, group, log, role: core.role, term: core.term, commitIndex: core.commitIndex, appliedIndex })
+    if (appliedIndex > log.lastIndex)
+      this.violation('D1', `${node} starts group ${group} with a state at ${appliedIndex} and a log up to ${log.lastIndex}`)
+  }
+
+  /** After each drain: what the core holds now. */
+  onDrained(core: Consensus, work: PersistWork | null): void {
+    const view = this.#views.get(core)
+    if (view === undefined) return
+    const { node, group, log } = view
+    const truth = this.group(group)
+    if (work !== null && work.entries.length > 0) {
+      const first = work.entries[0]!
+      if (first.index <= log.lastIndex && view.role === 'leader' && core.role === 'leader' && core.term === view.term) {
+        this.violation('R2', `${node}, leader of term ${core.term} in group ${group}, truncates its log from ${first.index}`)
+      }
+      if (first.index <= log.lastIndex) this.reach('truncation')
+      log.truncateFrom(first.index)
+      for (const entry of work.entries) this.#remember(group, entry.index, entry.term, log.append(entry), `${node}'s memory`)
+    }
+    const { term, commitIndex } = core
+    if (term < view.term) this.violation('R6', `the term of ${node} in group ${group} goes from ${view.term} to ${term}`)
+    if (commitIndex < view.commitIndex)
+      this.violation('R6', `the commit index of ${node} in group ${group} goes from ${view.commitIndex} to ${commitIndex}`)
+    if (core.role === 'leader' && (view.role !== 'leader' || term !== view.term)) this.#onLeader(view, truth, term)
+    view.role = core.role
+    view.term = term
+    view.commitIndex = commitIndex
+  }
+
+  #onLeader({ node, group, log }: CoreView, truth: GroupTruth, term: number): void {
+    this.elections++
+    const other = truth.leaders.get(term)
+    if (other !== undefined && other !== node) this.violation('R1', `${node} and ${other} both lead group ${group} in term ${term}`)
+    truth.leaders.set(term, node)
+    const { committed } = truth
+    if (log.hashAt(committed.lastIndex) !== committed.hashAt(committed.lastIndex)) {
+      this.violation(
+        'R4',
+        `${node} leads group ${group} in term ${term} without committed entry ${committed.lastIndex}; its log ends at ${log.lastIndex}`,
+      )
+    }
+  }
+
+  /** The core was told that its state machine has applied up to this index. */
+  onApplied(core: Consensus, index: number): void {
+    const view = this.#views.get(core)
+    if (view !== undefined) this.#advance(view, index)
+  }
+
+  #advance(view: CoreView, index: number): void {
+    const { node, group, log } = view
+    if (index < view.appliedIndex) this.violation('R6', `the applied index of ${node} in group ${group} goes from ${view.appliedIndex} to ${index}`)
+    for (let at = view.appliedIndex + 1; at <= index; at++) this.#commit(node, group, log, at)
+    view.appliedIndex = index
+  }
+
+  #commit(node: string, group: number, log: LogShape, index: number): void {
+    const truth = this.group(group)
+    const { committed } = truth
+    const hash = log.hashAt(index)
+    if (hash === undefined) return this.violation('R5', `${node} applies entry ${index} of group ${group}, its log ends at ${log.lastIndex}`)
+    if (index <= committed.lastIndex) {
+      if (committed.hashAt(index) !== hash) this.violation('R5', `${node} applies another entry ${index} of group ${group} than was applied before`)
+      return
+    }
+    if (index > committed.lastIndex + 1)
+      this.violation('R17', `${node} applies entry ${index} of group ${group}, and nobody has applied ${committed.lastIndex + 1}`)
+    committed.push(log.termAt(index)!, hash)
+    this.#checkDurable('R10', group, index, `entry ${index} of group ${group} is applied by ${node}`)
+  }
+
+  #checkDurable(invariant: string, group: number, index: number, what: string): void {
+    const { voters, committed } = this.group(group)
+    const hash = committed.hashAt(index)
+    const holders = voters.filter((voter) => this.stored(voter, group).shape.hashAt(index) === hash)
+    if (holders.length * 2 <= voters.length)
+      this.violation(invariant, `${what}, and only ${holders.join(', ') || 'nobody'} of ${voters.join(', ')} holds it durably`)
+  }
+
+  /** A replica has applied a command: its bytes must be the log's, its answers the reference's. */
+  onCommand(core: Consensus, index: number, data: Uint8Array, results: readonly CommandResult[]): void {
+    const view = this.#views.get(core)
+    if (view === undefined) return
+    const { node, group, log } = view
+    const term = log.termAt(index)
+    const before = log.hashAt(index - 1)
+    if (term === undefined || before === undefined || extendHash(before, { term, index, kind: 1, data }) !== log.hashAt(index)) {
+      this.violation('R5', `${node} applies at index ${index} of group ${group} what its log does not hold there`)
+    }
+    if (index !== view.appliedIndex + 1 && log.termAt(view.appliedIndex + 1) === undefined) {
+      this.violation('R17', `${node} applies entry ${index} of group ${group} after ${view.appliedIndex}`)
+    }
+    this.#advance(view, index)
+    const { reference } = this.group(group)
+    if (!reference.agrees(index, data, results)) {
+      this.violation(
+        'R14',
+        `${node} answers entry ${index} of group ${group} with ${JSON.stringify(results)}, not ${JSON.stringify(reference.expect(index, data))}`,
+      )
+    }
+  }
+
+  /** A client's write is answered. */
+  onAcknowledged(node: string, group: number, index: number): void {
+    this.#checkDurable('R8', group, index, `${node} acknowledges entry ${index} of group ${group}`)
+    const truth = this.group(group)
+    truth.acknowledged = Math.max(truth.acknowledged, index)
+  }
+
+  /** What a read that is asked now must see. */
+  acknowledged(group: number): number {
+    return this.group(group).acknowledged
+  }
+
+  onRead(node: string, group: number, appliedIndex: number, needed: number): void {
+    if (appliedIndex < needed)
+      this.violation('R15', `${node} serves a read of group ${group} at index ${appliedIndex}; ${needed} was acknowledged before it was asked`)
+  }
+
+  /** R11: a message leaves its sender. */
+  onSend(group: number, message: Message): void {
+    const { from, to, term } = message
+    const stored = this.stored(from, group)
+    switch (message.type) {
+      case 'vote-request':
+        if (stored.hardState.term < term || (stored.hardState.term === term && stored.hardState.vote !== from)) {
+          this.violation('R11', `${from} asks for votes of term ${term} in group ${group}; its disk has ${JSON.stringify(stored.hardState)}`)
+        }
+        return
+      case 'vote-reply':
+        if (!message.granted) return
+        this.#vote(from, group, term, to, 'sends')
+        if (stored.hardState.term < term || (stored.hardState.term === term && stored.hardState.vote !== to)) {
+          this.violation('R11', `${from} votes for ${to} in term ${term} of group ${group}; its disk has ${JSON.stringify(stored.hardState)}`)
+        }
+        return
+      case 'append-reply':
+        if (message.accepted && stored.hardState.term <= term && stored.shape.lastIndex < message.matchIndex) {
+          this.violation('R11', `${from} acknowledges entry ${message.matchIndex} of group ${group}; its disk ends at ${stored.shape.lastIndex}`)
+        }
+        return
+      default:
+    }
+  }
+}

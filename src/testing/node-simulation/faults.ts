@@ -1,0 +1,172 @@
+/**
+ * The faults of a plan, carried out: each begins at its time and undoes what it did at its end. Faults overlap.
+ *
+ * Invariants: 1. each fault undoes only what it did; 2. after `stop` none begins or ends any more: whoever heals undoes what lasts.
+ */
+import type { SimulatedNetwork } from './network.js'
+import type { PlannedFault } from './plan.js'
+import type { SimulatedNode } from './simulated-node.js'
+import type { World } from './world.js'
+
+export interface FaultTargets {
+  readonly world: World
+  readonly network: SimulatedNetwork
+  /** Nodes with data. */
+  readonly members: readonly SimulatedNode[]
+  /** All nodes. */
+  readonly nodes: readonly SimulatedNode[]
+  count(fault: string): void
+  trace(node: string, event: string, detail?: string): void
+}
+
+export class NodeFaults {
+  readonly #targets: FaultTargets
+  #stopped = false
+
+  constructor(targets: FaultTargets, faults: readonly PlannedFault[]) {
+    this.#targets = targets
+    const { world } = targets
+    for (const fault of faults) world.schedule(fault.atUs - world.nowUs, () => this.#begin(fault))
+  }
+
+  stop(): void {
+    this.#stopped = true
+  }
+
+  #after(delayUs: number, task: () => void): void {
+    this.#targets.world.schedule(delayUs, () => {
+      if (!this.#stopped) task()
+    })
+  }
+
+  #restartAfter(node: SimulatedNode, delayUs: number): void {
+    this.#after(delayUs, () => node.start())
+  }
+
+  /** The node of a fault, or who leads its group now. */
+  #target({ node, group }: PlannedFault): SimulatedNode {
+    const { members } = this.#targets
+    if (node >= 0) return members[node % members.length]!
+    let found: SimulatedNode | undefined
+    let highestTerm = -1
+    for (const member of members) {
+      for (const status of member.node?.status().groups ?? []) {
+        if (status.group !== group || status.role !== 'leader' || status.term <= highestTerm) continue
+        highestTerm = status.term
+        found = member
+      }
+    }
+    return found ?? members[group % members.length]!
+  }
+
+  /** Cuts every link for which the test says so. */
+  #cutWhere(durationUs: number, test: (from: SimulatedNode, to: SimulatedNode) => boolean): void {
+    const { nodes, network } = this.#targets
+    const heals: (() => void)[] = []
+    for (const from of nodes) for (const to of nodes) if (from !== to && test(from, to)) heals.push(network.cut(from.address, to.address))
+    this.#after(durationUs, () => {
+      for (const heal of heals) heal()
+    })
+  }
+
+  #begin(fault: PlannedFault): void {
+    if (this.#stopped) return
+    const { kind, durationUs, amount } = fault
+    const { members, network, nodes, count, trace } = this.#targets
+    const target = this.#target(fault)
+    const sideOf = (node: SimulatedNode): boolean => ((amount >>> (node.number % 31)) & 1) === 1
+    count(kind)
+    trace('-', 'fault', `${kind} ${target.name} for ${(durationUs / 1e6).toFixed(3)} s`)
+    // A life that ends by itself, because its disk failed, is followed by another.
+    target.onEnded = () => this.#after(durationUs, () => this.#replaceLife(target))
+    switch (kind) {
+      case 'kill':
+      case 'power-loss':
+        target.crash(kind === 'power-loss')
+        this.#restartAfter(target, durationUs)
+        return
+      case 'power-loss-all':
+        for (const member of members) {
+          member.crash(true)
+          this.#restartAfter(member, durationUs)
+        }
+        return
+      case 'crash-at-operation':
+        target.operationsLeft = amount
+        target.crashLosesPower = amount % 2 === 0
+        return
+      case 'crash-in-recovery':
+        target.crash(true)
+        this.#crashInRecovery(target, durationUs, amount)
+        return
+      case 'close':
+        target.close()
+        this.#after(durationUs, () => {
+          // Whoever closes a node that hangs ends its process.
+          if (target.state === 'closing') target.crash(false)
+          target.start()
+        })
+        return
+      case 'pause': {
+        const { process } = target
+        if (process === null || process.paused) return
+        process.pause()
+        this.#after(durationUs, () => process.resume())
+        return
+      }
+      case 'slow-node': {
+        const { process } = target
+        process?.slow(amount)
+        this.#after(durationUs, () => process?.slow(0))
+        return
+      }
+      case 'slow-disk':
+        target.disk.slowness = amount
+        this.#after(durationUs, () => {
+          target.disk.slowness = 1
+        })
+        return
+      case 'hung-disk':
+        target.disk.hangUntilUs = Math.max(target.disk.hangUntilUs, this.#targets.world.nowUs + durationUs)
+        return
+      case 'failing-disk':
+      case 'full-disk':
+        target.disk.failNext = kind === 'full-disk' ? 'disk-full' : 'io-error'
+        return
+      case 'partition':
+        this.#cutWhere(durationUs, (from, to) => sideOf(from) !== sideOf(to))
+        return
+      case 'isolate':
+        this.#cutWhere(durationUs, (from, to) => from === target || to === target)
+        return
+      case 'one-way':
+        this.#cutWhere(durationUs, (from, to) => (amount % 2 === 0 ? from === target : to === target))
+        return
+      case 'bridge':
+        this.#cutWhere(durationUs, (from, to) => from !== target && to !== target && sideOf(from) !== sideOf(to))
+        return
+      case 'clog':
+        for (const node of nodes) {
+          if (node === target) continue
+          if (amount % 3 !== 0) network.clog(target.address, node.address, durationUs)
+          if (amount % 3 !== 1) network.clog(node.address, target.address, durationUs)
+        }
+        return
+      default:
+        kind satisfies never
+    }
+  }
+
+  #replaceLife(node: SimulatedNode): void {
+    node.crash(false)
+    node.start()
+  }
+
+  #crashInRecovery(node: SimulatedNode, durationUs: number, operations: number): void {
+    this.#after(durationUs, () => {
+      node.start()
+      node.operationsLeft = operations
+      node.crashLosesPower = true
+    })
+  }
+}

@@ -1,0 +1,246 @@
+/**
+ * What one seed runs, written out: sizes and timers, disk, network, every fault and every operation of a client with its time. A plan is plain JSON, so it can be saved,
+ * cut down and run again.
+ *
+ * Swarm testing: each kind of fault is off with a probability of about one half, so that rare combinations get their turn and common faults do not hide others.
+ *
+ * Invariant: a plan is a function of its seed alone, and a run is a function of its plan alone.
+ */
+import { SeededRandom } from '../seeded-random.js'
+import type { DiskModel } from './disk.js'
+import type { NetworkModel } from './network.js'
+
+export const nodeFaultKinds = [
+  'kill',
+  'power-loss',
+  'power-loss-all',
+  'crash-at-operation',
+  'crash-in-recovery',
+  'close',
+  'pause',
+  'slow-node',
+  'slow-disk',
+  'hung-disk',
+  'failing-disk',
+  'full-disk',
+  'partition',
+  'isolate',
+  'one-way',
+  'bridge',
+  'clog',
+] as const
+export type NodeFaultKind = (typeof nodeFaultKinds)[number]
+
+export interface PlannedFault {
+  readonly atUs: number
+  readonly kind: NodeFaultKind
+  /** A node by its number; -1: whoever leads the group `group` then. */
+  readonly node: number
+  readonly group: number
+  /** How long it lasts: until the restart, the heal, the wake-up. */
+  readonly durationUs: number
+  /** How much: operations until the crash, microseconds a task, times slower, or a seed of the sides of a partition. */
+  readonly amount: number
+}
+
+export type PlannedCondition = 'none' | 'last-seen' | 'absent'
+
+export interface PlannedOperation {
+  readonly atUs: number
+  readonly client: number
+  readonly op: 'get' | 'getMany' | 'put' | 'delete' | 'scan'
+  /** Keys by number; of a scan the first, and how many entries at most. */
+  readonly keys: readonly number[]
+  /** Of a put. */
+  readonly valueBytes: number
+  readonly condition: PlannedCondition
+  readonly timeoutMs: number
+  /** Aborted after so long; null: never. */
+  readonly abortAfterMs: number | null
+}
+
+export interface PlannedTuning {
+  readonly electionTimeoutMs: number
+  readonly heartbeatIntervalMs: number
+  readonly maxInflightBytes: number
+  readonly maxAppendBytes: number
+  readonly maxTailBytes: number
+  readonly maxUncommittedBytes: number
+  readonly flushBytes: number
+  readonly flushAfterMs: number
+}
+
+export interface NodePlan {
+  readonly seed: number
+  readonly nodes: number
+  readonly groups: number
+  readonly replicas: number
+  readonly shards: number
+  /** Nodes of role `client`. */
+  readonly clientNodes: number
+  /** Sessions: the node of each, members first, then client nodes. */
+  readonly clients: readonly number[]
+  readonly keys: number
+  /** How long faults go on. */
+  readonly faultyUs: number
+  readonly tuning: PlannedTuning
+  readonly attemptTimeoutMs: number
+  readonly disk: DiskModel
+  readonly network: NetworkModel
+  readonly clockDrift: number
+  readonly faults: readonly PlannedFault[]
+  readonly operations: readonly PlannedOperation[]
+}
+
+/** The network once faults have stopped. */
+export function calmNetwork(model: NetworkModel): NetworkModel {
+  return { ...model, delayMinUs: 100, delayMeanUs: 400, lossRate: 0, repeatRate: 0, heldRate: 0, flipRate: 0, maxLinkBytes: 67108864 }
+}
+
+/** Draws the plan of a seed. */
+export function drawNodePlan(seed: number): NodePlan {
+  const random = new SeededRandom(seed, 'node plan')
+  const sometimes = (probability: number, draw: () => number): number => (random.chance(probability) ? draw() : 0)
+  const electionTimeoutMs = random.pick([50, 100, 150, 250, 250])
+  const electionTimeoutUs = electionTimeoutMs * 1000
+  const nodes = random.pick([1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7])
+  const groups = random.pick([1, 1, 2, 2, 3, 4])
+  const replicas = Math.min(nodes, random.pick([1, 3, 3, 3, 5, 5]))
+  const clientNodes = random.pick([0, 0, 1, 2])
+  const maxAppendBytes = random.pick([1, 200, 4096, 65536, 524288])
+  const faultyUs = electionTimeoutUs * random.integer(30, 80)
+  const clients = Array.from({ length: random.integer(1, 5) }, () => random.integer(0, nodes + clientNodes - 1))
+  const shape = { seed, nodes, groups, replicas, clients, faultyUs, keys: random.pick([1, 3, 6, 12, 40]), electionTimeoutUs }
+  return {
+    seed,
+    nodes,
+    groups,
+    replicas,
+    shards: random.pick([4, 8, 16, 64]),
+    clientNodes,
+    clients,
+    keys: shape.keys,
+    faultyUs,
+    tuning: {
+      electionTimeoutMs,
+      heartbeatIntervalMs: Math.floor(electionTimeoutMs / random.pick([3, 5, 5, 10])),
+      maxAppendBytes,
+      maxInflightBytes: maxAppendBytes * random.pick([1, 2, 16]),
+      maxTailBytes: random.pick([1, 100, 1000, 65536, 16777216]),
+      maxUncommittedBytes: random.chance(0.2) ? random.pick([100, 1000, 10000]) : 67108864,
+      flushBytes: random.pick([1, 300, 2000, 20000, 4194304]),
+      flushAfterMs: electionTimeoutMs * random.pick([0.1, 0.5, 2, 10]),
+    },
+    attemptTimeoutMs: electionTimeoutMs * random.pick([1, 2, 4]),
+    disk: {
+      syncMeanUs: random.pick([20, 200, 1000, 5000, electionTimeoutUs / 10]),
+      writeMeanUs: random.pick([5, 50, 1000]),
+      readMeanUs: random.pick([1, 50, 500]),
+      rotateBytes: random.pick([200, 1000, 10000, 1000000]),
+      compactMeanUs: electionTimeoutUs * random.pick([0.1, 1, 10]),
+    },
+    network: {
+      delayMinUs: random.pick([10, 50, 500]),
+      delayMeanUs: random.pick([20, 200, 1000, electionTimeoutUs / 20]),
+      inOrder: random.chance(0.5),
+      lossRate: sometimes(0.5, () => random.pick([0.01, 0.05, 0.2])),
+      repeatRate: sometimes(0.5, () => random.pick([0.02, 0.1, 0.3])),
+      heldRate: sometimes(0.4, () => random.pick([0.01, 0.1, 0.3])),
+      heldMaxUs: electionTimeoutUs * random.pick([1, 4, 10]),
+      flipRate: sometimes(0.2, () => random.pick([0.001, 0.01])),
+      crossesLives: random.chance(0.4),
+      peerStates: random.chance(0.5),
+      maxLinkBytes: random.chance(0.2) ? random.pick([2000, 20000]) : 67108864,
+    },
+    clockDrift: sometimes(0.4, () => random.pick([0.001, 0.02, 0.1])),
+    faults: drawFaults(shape),
+    operations: drawOperations(shape),
+  }
+}
+
+interface PlanShape {
+  readonly seed: number
+  readonly nodes: number
+  readonly groups: number
+  readonly clients: readonly number[]
+  readonly faultyUs: number
+  readonly keys: number
+  readonly electionTimeoutUs: number
+}
+
+function drawFaults({ seed, nodes, groups, faultyUs, electionTimeoutUs }: PlanShape): PlannedFault[] {
+  const random = new SeededRandom(seed, 'node faults')
+  const faults: PlannedFault[] = []
+  for (const kind of nodeFaultKinds) {
+    const stream = new SeededRandom(seed, `node faults ${kind}`)
+    if (!random.chance(0.4)) continue
+    const everyUs = electionTimeoutUs * stream.pick([4, 8, 16, 32])
+    const lastsUs = electionTimeoutUs * stream.pick([0.3, 1, 3, 6])
+    const atLeader = stream.pick([0, 0.3, 0.8])
+    for (let atUs = stream.exponential(everyUs); atUs < faultyUs; atUs += 1 + stream.exponential(everyUs)) {
+      faults.push({
+        atUs,
+        kind,
+        node: stream.chance(atLeader) ? -1 : stream.integer(0, nodes - 1),
+        group: stream.integer(1, groups),
+        durationUs: 1 + stream.exponential(lastsUs),
+        amount: drawAmount(kind, stream, electionTimeoutUs),
+      })
+    }
+  }
+  return faults.sort((one, other) => one.atUs - other.atUs)
+}
+
+function drawAmount(kind: NodeFaultKind, random: SeededRandom, electionTimeoutUs: number): number {
+  switch (kind) {
+    case 'crash-at-operation':
+    case 'crash-in-recovery':
+      return random.integer(1, random.pick([5, 20, 60]))
+    case 'slow-node':
+      return Math.floor(electionTimeoutUs / random.pick([500, 100, 20]))
+    case 'slow-disk':
+      return random.pick([5, 50, 500])
+    default:
+      return random.integer(0, 0x7fffffff)
+  }
+}
+
+/** Of all clients: what a history can be checked for in a short time. */
+const maxOperations = 800
+
+function drawOperations({ seed, clients, faultyUs, keys, electionTimeoutUs }: PlanShape): PlannedOperation[] {
+  const shared = new SeededRandom(seed, 'node operations')
+  const readShare = shared.pick([0.1, 0.4, 0.8])
+  const everyUs = electionTimeoutUs / shared.pick([0.5, 2, 6])
+  const maxValueBytes = shared.pick([1, 50, 1000, 20000])
+  const burst = shared.pick([1, 1, 3, 10])
+  const most = Math.floor(maxOperations / clients.length)
+  const conditional = shared.pick([0, 0.3, 0.7])
+  const operations: PlannedOperation[] = []
+  clients.forEach((_, client) => {
+    const random = new SeededRandom(seed, `node operations ${client}`)
+    let count = 0
+    for (let atUs = random.exponential(everyUs); atUs < faultyUs && count < most; atUs += 1 + random.exponential(everyUs)) {
+      for (const end = count + random.integer(1, burst); count < end; count++) {
+        const isRead = random.chance(readShare)
+        const op = isRead ? random.pick(['get', 'get', 'get', 'getMany', 'scan'] as const) : random.pick(['put', 'put', 'put', 'delete'] as const)
+        operations.push({
+          atUs,
+          client,
+          op,
+          keys:
+            op === 'getMany'
+              ? [0, 1, 2].map(() => random.integer(0, keys - 1))
+              : op === 'scan'
+                ? [random.integer(0, keys - 1), random.integer(1, 20)]
+                : [random.integer(0, keys - 1)],
+          valueBytes: random.integer(0, maxValueBytes),
+          condition: !isRead && random.chance(conditional) ? random.pick(['last-seen', 'last-seen', 'absent'] as const) : 'none',
+          timeoutMs: Math.ceil((electionTimeoutUs / 1000) * random.pick([0.5, 4, 20, 60])),
+          abortAfterMs: random.chance(0.05) ? random.between(0, (electionTimeoutUs / 1000) * 3) : null,
+        })
+      }
+    }
+  })
+  return operations.sort((one, other) => one.atUs - other.atUs)
+}

@@ -1,0 +1,154 @@
+/**
+ * The clients of a plan: real KV clients, in members and in nodes without data. Each operation is written into a history; what came of it is compared with what the log says.
+ *
+ * Invariants: 1. the value of each put is unique, so that what a read shows and what the log holds can be traced to one operation; 2. an operation whose process dies stays of unknown outcome.
+ */
+import { ClosedError, ConditionFailedError, OutcomeUnknownError, OverloadedError, UnavailableError } from '../../base/errors.js'
+import type { KV } from '../../engine/kv.js'
+import { type History, type Operation, recordHistory } from '../history.js'
+import type { PlannedOperation } from './plan.js'
+import { describeError, type SimulatedNode } from './simulated-node.js'
+import type { SimulatedProcess, World } from './world.js'
+
+export interface WorkloadEnvironment {
+  readonly world: World
+  readonly history: History
+  /** The node of a client. */
+  home(client: number): SimulatedNode
+  violation(invariant: string, message: string): void
+  trace(node: string, event: string, detail?: string): void
+}
+
+export const keyName = (number: number): string => `key-${number}`
+
+/** A put with its line in the history. */
+export interface RecordedPut {
+  readonly operation: Operation
+  readonly key: string
+  readonly value: string
+}
+
+export class NodeWorkload {
+  readonly puts: RecordedPut[] = []
+  readonly counts: Record<string, number> = {}
+  readonly #environment: WorkloadEnvironment
+  /** By client: the versions that it saw last, by key. */
+  readonly #seen = new Map<number, Map<number, number>>()
+  /** Operations that wait, by the process that asked. */
+  readonly #pending = new Map<SimulatedProcess, number>()
+  #stopped = false
+
+  constructor(environment: WorkloadEnvironment, operations: readonly PlannedOperation[]) {
+    this.#environment = environment
+    operations.forEach((operation, number) => {
+      environment.world.schedule(operation.atUs, () => {
+        if (!this.#stopped) this.#begin(operation, number)
+      })
+    })
+  }
+
+  stop(): void {
+    this.#stopped = true
+  }
+
+  /** Operations that still wait for their answers, those aside whose process is dead. */
+  get pending(): number {
+    let sum = 0
+    for (const [process, count] of this.#pending) if (process.alive) sum += count
+    return sum
+  }
+
+  #count(what: string): void {
+    this.counts[what] = (this.counts[what] ?? 0) + 1
+  }
+
+  #begin(operation: PlannedOperation, number: number): void {
+    const home = this.#environment.home(operation.client)
+    const { process, node } = home
+    if (process === null || node === null) return this.#count('not-asked')
+    process.complete(0, () => {
+      this.#count('asked')
+      this.#pending.set(process, (this.#pending.get(process) ?? 0) + 1)
+      const ended = this.#run(recordHistory(node.kv, this.#environment.history, `client-${operation.client}`), operation, number, process).then(
+        () => {
+          this.#count(`${operation.op}-ok`)
+        },
+        (error: unknown) => this.#onError(operation, error),
+      )
+      void ended.then(() => this.#pending.set(process, (this.#pending.get(process) ?? 0) - 1))
+    })
+  }
+
+  #onError({ op, abortAfterMs }: PlannedOperation, error: unknown): void {
+    if (error instanceof ConditionFailedError) this.#count(`${op}-condition-failed`)
+    else if (error instanceof OutcomeUnknownError) this.#count(`${op}-unknown`)
+    else if (error instanceof UnavailableError) this.#count(`${op}-unavailable`)
+    else if (error instanceof OverloadedError) this.#count(`${op}-overloaded`)
+    else if (error instanceof ClosedError) this.#count(`${op}-closed`)
+    else if (abortAfterMs !== null && error instanceof Error && error.name === 'AbortError') this.#count(`${op}-aborted`)
+    else this.#environment.violation('K4', `a ${op} was answered ${describeError(error)}`)
+  }
+
+  #versions(client: number): Map<number, number> {
+    let versions = this.#seen.get(client)
+    if (versions === undefined) {
+      versions = new Map()
+      this.#seen.set(client, versions)
+    }
+    return versions
+  }
+
+  async #run(kv: KV, operation: PlannedOperation, number: number, process: { schedule(delayMs: number, task: () => void): void }): Promise<void> {
+    const { client, op, keys, valueBytes, condition, timeoutMs, abortAfterMs } = operation
+    const versions = this.#versions(client)
+    const key = keys[0]!
+    let signal: AbortSignal | undefined
+    if (abortAfterMs !== null) {
+      const controller = new AbortController()
+      signal = controller.signal
+      process.schedule(abortAfterMs, () => controller.abort())
+    }
+    const wait = { timeoutMs, ...(signal === undefined ? {} : { signal }) }
+    const ifVersion = condition === 'none' ? {} : { ifVersion: condition === 'absent' ? 0 : (versions.get(key) ?? 0) }
+    try {
+      switch (op) {
+        case 'get': {
+          const found = await kv.get(keyName(key), wait)
+          versions.set(key, found?.version ?? 0)
+          return
+        }
+        case 'getMany': {
+          const found = await kv.getMany(keys.map(keyName), wait)
+          for (const [position, each] of keys.entries()) versions.set(each, found[position]?.version ?? 0)
+          return
+        }
+        case 'put': {
+          const value = uniqueValue(client, number, valueBytes)
+          const answer = kv.put(keyName(key), value, { ...wait, ...ifVersion })
+          this.puts.push({ operation: this.#environment.history.operations.at(-1)!, key: keyName(key), value })
+          const { version } = await answer
+          versions.set(key, version)
+          return
+        }
+        case 'delete':
+          await kv.delete(keyName(key), { ...wait, ...ifVersion })
+          versions.set(key, 0)
+          return
+        case 'scan': {
+          for await (const entry of kv.scan({ gte: keyName(key), limit: keys[1]!, ...wait })) void entry
+          return
+        }
+        default:
+          op satisfies never
+      }
+    } catch (error) {
+      if (error instanceof ConditionFailedError) versions.set(key, error.actualVersion)
+      throw error
+    }
+  }
+}
+
+/** A value that no other put writes. */
+export function uniqueValue(client: number, number: number, bytes: number): string {
+  return `${client}.${number}${'.'.repeat(bytes)}`
+}
