@@ -7,7 +7,7 @@ import { EventEmitter } from 'node:events'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { ClosedError, CorruptionError, InvalidArgumentError, QuorateError, RefusedError, UnavailableError } from './base/errors.js'
-import { keepProcessAlive, type Runtime, systemRuntime } from './base/runtime.js'
+import { type Cancel, keepProcessAlive, type Runtime, systemRuntime } from './base/runtime.js'
 import { defaultLimits, type Limits, metaGroup, metaShard } from './engine/command.js'
 import { DataFolder } from './engine/data-folder.js'
 import { type OpenDatabase, openLevel } from './engine/database.js'
@@ -124,6 +124,11 @@ export async function openNode(options: NodeOptions): Promise<Node> {
   return options.role === 'client' ? openClient(options) : openMember(options)
 }
 
+/** An open node keeps its process alive, unless its time is not the process's own. */
+function keepAlive(runtime: Runtime): Cancel {
+  return runtime === systemRuntime ? keepProcessAlive() : () => {}
+}
+
 async function openMember(options: MemberOptions): Promise<Node> {
   const { location, transport, runtime = systemRuntime } = options
   if (typeof location !== 'string' || location === '') throw new InvalidArgumentError('Expected `location` to name the data folder')
@@ -132,7 +137,7 @@ async function openMember(options: MemberOptions): Promise<Node> {
   const asked = options.bootstrap === undefined ? undefined : makeClusterMap(options.bootstrap)
   if (options.id !== undefined) checkNodeId(options.id)
   const folder = await DataFolder.open(location, options.openDatabase ?? openLevel, tuning.cacheBytes)
-  const closers: (() => Promise<void> | void)[] = [keepProcessAlive(), () => folder.close()]
+  const closers: (() => Promise<void> | void)[] = [keepAlive(runtime), () => folder.close()]
   try {
     const { identity, map } = await settleIdentity(location, folder, options.id, asked)
     const { nodeId, incarnation, clusterId } = identity
@@ -270,7 +275,7 @@ async function openClient(options: ClientOptions): Promise<Node> {
   if (seeds.length === 0) throw new InvalidArgumentError('Expected `seeds` to name at least one node')
   const nodeId = `client-${Buffer.from(runtime.randomBytes(8)).toString('hex')}`
   const messenger = new Messenger({ transport, runtime, clusterId: new Uint8Array(8), nodeId })
-  const closers: (() => Promise<void> | void)[] = [keepProcessAlive(), () => messenger.close()]
+  const closers: (() => Promise<void> | void)[] = [keepAlive(runtime), () => messenger.close()]
   try {
     await messenger.open()
     const map = await describeCluster(messenger, seeds, runtime, openTimeoutMs)

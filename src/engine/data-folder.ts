@@ -4,7 +4,6 @@
  * Invariants: 1. the log's half is written before the state's, so a state without a log beside it is a folder that lost a part, and is refused; 2. of a folder's replicas each has one
  * record, written with `sync` before the replica takes part.
  */
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { RefusedError } from '../base/errors.js'
 import type { Database, OpenDatabase } from './database.js'
@@ -33,7 +32,6 @@ export class DataFolder {
   }
 
   static async open(location: string, openDatabase: OpenDatabase, cacheBytes: number): Promise<DataFolder> {
-    await mkdir(location, { recursive: true })
     const log = await openDatabase(join(location, 'log'), { cacheBytes: 8 * 1024 * 1024, writeBufferBytes: 16 * 1024 * 1024 })
     try {
       const state = await openDatabase(join(location, 'state'), { cacheBytes, writeBufferBytes: 16 * 1024 * 1024 })

@@ -4,6 +4,7 @@
  * Invariants: 1. a batch is atomic; 2. a batch written with `sync` is durable when its promise resolves; 3. batches become visible in the order in
  * which `write` was called; 4. an iterator sees the database as it was when `iterate` was called.
  */
+import { mkdir } from 'node:fs/promises'
 import type { AbstractSnapshot } from 'abstract-level'
 import { ClassicLevel } from 'classic-level'
 import { CorruptionError, QuorateError, RefusedError } from '../base/errors.js'
@@ -50,11 +51,12 @@ export interface DatabaseOptions {
   readonly writeBufferBytes: number
 }
 
-/** Opens databases by folder. The node uses `openLevel`; the simulator brings its own. */
+/** Opens databases by folder, which is made when it is not there. The node uses `openLevel`; the simulator brings its own. */
 export type OpenDatabase = (location: string, options: DatabaseOptions) => Promise<Database>
 
-/** Opens a LevelDB folder. Rejects with RefusedError `FOLDER_IN_USE` when another process has it open, CorruptionError when it is damaged. */
+/** Opens a LevelDB folder, made when it is not there. Rejects with RefusedError `FOLDER_IN_USE` when another process has it open, CorruptionError when it is damaged. */
 export const openLevel: OpenDatabase = async (location, options) => {
+  await mkdir(location, { recursive: true })
   const level = new ClassicLevel<Uint8Array, Uint8Array>(location, {
     keyEncoding: 'buffer',
     valueEncoding: 'buffer',

@@ -9,8 +9,11 @@
  * R15 a read is served from a state that holds all that was acknowledged before it was asked · D1 what is loaded is what was stored
  */
 import type { CommandResult } from '../../engine/command.js'
-import type { GroupWork, LoadedLog } from '../../engine/log-store.js'
-import type { Consensus, HardState, Message, PersistWork } from '../../raft/types.js'
+import { nodeOf } from '../../engine/identity.js'
+import type { GroupWork, LoadedLog, LogBase } from '../../engine/log-store.js'
+import type { Replica } from '../../engine/replica.js'
+import { hasQuorum } from '../../raft/quorum.js'
+import type { Consensus, HardState, LogReset, Message, NodeId, PersistWork } from '../../raft/types.js'
 import { InvariantViolation } from '../simulation/invariants.js'
 import { extendHash, LogShape } from '../simulation/log-shape.js'
 import { ReferenceMachine } from './reference.js'
@@ -18,6 +21,9 @@ import type { World } from './world.js'
 
 /** What one disk holds of one group, as far as it was reported or must be assumed. */
 export class StoredLog {
+  /** The replica whose log it is; null until it has run. */
+  member: NodeId | null = null
+  /** All of the log, also what is compacted away: that was there. */
   readonly shape = new LogShape()
   hardState: HardState = { term: 0, vote: null }
 }
@@ -25,6 +31,7 @@ export class StoredLog {
 /** What the checker remembers of a running core. */
 interface CoreView {
   readonly node: string
+  readonly member: NodeId
   readonly group: number
   readonly log: LogShape
   role: string
@@ -33,8 +40,7 @@ interface CoreView {
   appliedIndex: number
 }
 
-interface GroupTruth {
-  readonly voters: readonly string[]
+export interface GroupTruth {
   /** Prefix hash of each committed index; index 0 is 0. */
   readonly committed: LogShape
   readonly leaders: Map<number, string>
@@ -52,13 +58,14 @@ export class NodeInvariants {
   readonly #views = new WeakMap<Consensus, CoreView>()
   readonly #world: World
   elections = 0
+  /** Messages that were looked at when they left. */
+  sendsChecked = 0
   readonly reached: Record<string, number> = {}
 
-  constructor(groups: readonly { readonly id: number; readonly members: readonly string[] }[], world: World) {
+  constructor(groups: readonly { readonly id: number }[], world: World) {
     this.#world = world
-    for (const { id, members } of groups) {
+    for (const { id } of groups) {
       this.#groups.set(id, {
-        voters: members,
         committed: new LogShape(),
         leaders: new Map(),
         prefixes: [],
@@ -104,11 +111,34 @@ export class NodeInvariants {
     return stored
   }
 
+  /** A replica begins its log. */
+  onCreated(node: string, group: number, base: LogBase): void {
+    this.#forget(node, group)
+    if (base.index !== 0) this.violation('R13', `${node} begins a log of group ${group} at index ${base.index}`)
+  }
+
+  /** A replica's log goes, with all that it promised: who comes later has another name. */
+  onRemoved(node: string, group: number): void {
+    this.#forget(node, group)
+  }
+
+  /** A disk is gone. */
+  onWiped(node: string): void {
+    this.#stored.delete(node)
+  }
+
+  #forget(node: string, group: number): void {
+    this.#stored.get(node)?.delete(group)
+  }
+
   /** A write of the log store is sure to survive. */
   onStored(node: string, works: readonly GroupWork[]): void {
-    for (const { group, work } of works) {
+    for (const { group, work, compactTo } of works) {
       const stored = this.stored(node, group)
+      if (compactTo !== undefined) this.#compact(node, group, stored.shape, compactTo)
+      if (work === null) continue
       if (work.hardState !== null) this.#storeHardState(node, group, stored, work.hardState)
+      if (work.reset !== null) this.#reset(node, group, stored.shape, work.reset)
       const first = work.entries[0]
       if (first === undefined) continue
       if (first.index <= stored.shape.lastIndex) this.#checkTruncation(node, group, stored.shape, work)
@@ -120,10 +150,31 @@ export class NodeInvariants {
     }
   }
 
+  /** R13: the log may start anew only where a snapshot of what is committed reaches. */
+  #reset(node: string, group: number, log: LogShape, { index, term, keepsLater }: LogReset): void {
+    const { committed } = this.group(group)
+    if (index > committed.lastIndex || committed.termAt(index) !== term) {
+      this.violation('R13', `${node} resets its log of group ${group} to entry ${index} of term ${term}; committed is up to ${committed.lastIndex}`)
+    }
+    if (keepsLater && log.hashAt(index) === committed.hashAt(index)) return
+    if (keepsLater) this.violation('R13', `${node} keeps what comes after entry ${index} of group ${group}, where its log is another`)
+    this.reach('log-reset')
+    log.truncateFrom(1)
+    for (let at = 1; at <= index; at++) log.push(committed.termAt(at)!, committed.hashAt(at)!)
+  }
+
+  #compact(node: string, group: number, log: LogShape, { index, term }: LogBase): void {
+    this.reach('log-compacted')
+    const { committed } = this.group(group)
+    if (index > committed.lastIndex || log.hashAt(index) !== committed.hashAt(index) || committed.termAt(index) !== term) {
+      this.violation('R13', `${node} compacts its log of group ${group} up to entry ${index} of term ${term}, which is not committed there`)
+    }
+  }
+
   #storeHardState(node: string, group: number, stored: StoredLog, { term, vote }: HardState): void {
     if (term < stored.hardState.term)
       this.violation('R6', `the stored term of ${node} in group ${group} goes from ${stored.hardState.term} to ${term}`)
-    if (vote !== null) this.#vote(node, group, term, vote, 'stores')
+    if (vote !== null) this.#vote(stored.member ?? node, group, term, vote, 'stores')
     stored.hardState = { term, vote }
   }
 
@@ -170,20 +221,32 @@ export class NodeInvariants {
     if (loaded.lastIndex !== shape.lastIndex) {
       this.violation('D1', `${node} loads a log of group ${group} up to ${loaded.lastIndex}, its disk was given one up to ${shape.lastIndex}`)
     }
-    for (const [position, { term, firstIndex }] of loaded.terms.entries()) {
-      const end = loaded.terms[position + 1]?.firstIndex ?? loaded.lastIndex + 1
+    const { base, terms, lastIndex } = loaded
+    if (shape.termAt(base.index) !== base.term) {
+      this.violation(
+        'D1',
+        `${node} loads a log of group ${group} that starts after entry ${base.index} of term ${base.term}, its disk was given term ${shape.termAt(base.index)}`,
+      )
+    }
+    for (const [position, { term, firstIndex }] of terms.entries()) {
+      const end = terms[position + 1]?.firstIndex ?? lastIndex + 1
       for (const index of [firstIndex, end - 1]) {
-        if (shape.termAt(index) !== term)
+        if (shape.termAt(index) !== term) {
           this.violation('D1', `${node} loads term ${term} at index ${index} of group ${group}, its disk was given ${shape.termAt(index)}`)
+        }
       }
     }
   }
 
   /** A core begins to run, from what is on its node's disk. */
-  onCore(node: string, group: number, core: Consensus, appliedIndex: number): void {
+  onCore(node: string, { group, member, core, appliedIndex }: Replica): void {
+    const stored = this.stored(node, group)
+    if (stored.member !== null && stored.member !== member)
+      this.violation('R7', `${member} takes the log of group ${group} that was ${stored.member}'s`)
+    stored.member = member
     const log = new LogShape()
-    log.copyFrom(this.stored(node, group).shape)
-    this.#views.set(core, { node, group, log, role: core.role, term: core.term, commitIndex: core.commitIndex, appliedIndex })
+    log.copyFrom(stored.shape)
+    this.#views.set(core, { node, member, group, log, role: core.role, term: core.term, commitIndex: core.commitIndex, appliedIndex })
     if (appliedIndex > log.lastIndex)
       this.violation('D1', `${node} starts group ${group} with a state at ${appliedIndex} and a log up to ${log.lastIndex}`)
   }
@@ -194,6 +257,7 @@ export class NodeInvariants {
     if (view === undefined) return
     const { node, group, log } = view
     const truth = this.group(group)
+    if (work !== null && work.reset !== null) this.#reset(node, group, log, work.reset)
     if (work !== null && work.entries.length > 0) {
       const first = work.entries[0]!
       if (first.index <= log.lastIndex && view.role === 'leader' && core.role === 'leader' && core.term === view.term) {
@@ -213,7 +277,7 @@ export class NodeInvariants {
     view.commitIndex = commitIndex
   }
 
-  #onLeader({ node, group, log }: CoreView, truth: GroupTruth, term: number): void {
+  #onLeader({ member: node, group, log }: CoreView, truth: GroupTruth, term: number): void {
     this.elections++
     const other = truth.leaders.get(term)
     if (other !== undefined && other !== node) this.violation('R1', `${node} and ${other} both lead group ${group} in term ${term}`)
@@ -230,17 +294,17 @@ export class NodeInvariants {
   /** The core was told that its state machine has applied up to this index. */
   onApplied(core: Consensus, index: number): void {
     const view = this.#views.get(core)
-    if (view !== undefined) this.#advance(view, index)
+    if (view !== undefined) this.#advance(core, view, index)
   }
 
-  #advance(view: CoreView, index: number): void {
-    const { node, group, log } = view
+  #advance(core: Consensus, view: CoreView, index: number): void {
+    const { node, group } = view
     if (index < view.appliedIndex) this.violation('R6', `the applied index of ${node} in group ${group} goes from ${view.appliedIndex} to ${index}`)
-    for (let at = view.appliedIndex + 1; at <= index; at++) this.#commit(node, group, log, at)
+    for (let at = view.appliedIndex + 1; at <= index; at++) this.#commit(core, view, at)
     view.appliedIndex = index
   }
 
-  #commit(node: string, group: number, log: LogShape, index: number): void {
+  #commit(core: Consensus, { node, group, log }: CoreView, index: number): void {
     const truth = this.group(group)
     const { committed } = truth
     const hash = log.hashAt(index)
@@ -252,15 +316,21 @@ export class NodeInvariants {
     if (index > committed.lastIndex + 1)
       this.violation('R17', `${node} applies entry ${index} of group ${group}, and nobody has applied ${committed.lastIndex + 1}`)
     committed.push(log.termAt(index)!, hash)
-    this.#checkDurable('R10', group, index, `entry ${index} of group ${group} is applied by ${node}`)
+    this.#checkDurable('R10', core, group, index, `entry ${index} of group ${group} is applied by ${node}`)
   }
 
-  #checkDurable(invariant: string, group: number, index: number, what: string): void {
-    const { voters, committed } = this.group(group)
+  /** The entry is on the disks of a quorum, by the configuration that this core goes by. */
+  #checkDurable(invariant: string, core: Consensus, group: number, index: number, what: string): void {
+    const { committed } = this.group(group)
     const hash = committed.hashAt(index)
-    const holders = voters.filter((voter) => this.stored(voter, group).shape.hashAt(index) === hash)
-    if (holders.length * 2 <= voters.length)
-      this.violation(invariant, `${what}, and only ${holders.join(', ') || 'nobody'} of ${voters.join(', ')} holds it durably`)
+    const holds = (member: NodeId): boolean => {
+      const stored = this.#stored.get(nodeOf(member))?.get(group)
+      return stored !== undefined && stored.member === member && stored.shape.hashAt(index) === hash
+    }
+    const { configuration } = core
+    if (hasQuorum(configuration, holds)) return
+    const holders = [...configuration.voters, ...configuration.votersOutgoing].filter(holds)
+    this.violation(invariant, `${what}, and of ${JSON.stringify(configuration)} only ${holders.join(', ') || 'nobody'} holds it durably`)
   }
 
   /** A replica has applied a command: its bytes must be the log's, its answers the reference's. */
@@ -276,7 +346,7 @@ export class NodeInvariants {
     if (index !== view.appliedIndex + 1 && log.termAt(view.appliedIndex + 1) === undefined) {
       this.violation('R17', `${node} applies entry ${index} of group ${group} after ${view.appliedIndex}`)
     }
-    this.#advance(view, index)
+    this.#advance(core, view, index)
     const { reference } = this.group(group)
     if (!reference.agrees(index, data, results)) {
       this.violation(
@@ -287,10 +357,10 @@ export class NodeInvariants {
   }
 
   /** A client's write is answered. */
-  onAcknowledged(node: string, group: number, index: number): void {
-    this.#checkDurable('R8', group, index, `${node} acknowledges entry ${index} of group ${group}`)
+  onAcknowledged({ member, group, core, appliedIndex }: Replica): void {
+    this.#checkDurable('R8', core, group, appliedIndex, `${member} acknowledges entry ${appliedIndex} of group ${group}`)
     const truth = this.group(group)
-    truth.acknowledged = Math.max(truth.acknowledged, index)
+    truth.acknowledged = Math.max(truth.acknowledged, appliedIndex)
   }
 
   /** What a read that is asked now must see. */
@@ -298,15 +368,16 @@ export class NodeInvariants {
     return this.group(group).acknowledged
   }
 
-  onRead(node: string, group: number, appliedIndex: number, needed: number): void {
-    if (appliedIndex < needed)
-      this.violation('R15', `${node} serves a read of group ${group} at index ${appliedIndex}; ${needed} was acknowledged before it was asked`)
+  onRead({ member, group, appliedIndex }: Replica, needed: number): void {
+    if (appliedIndex >= needed) return
+    this.violation('R15', `${member} serves a read of group ${group} at index ${appliedIndex}; ${needed} was acknowledged before it was asked`)
   }
 
   /** R11: a message leaves its sender. */
-  onSend(group: number, message: Message): void {
+  onSend(node: string, group: number, message: Message): void {
     const { from, to, term } = message
-    const stored = this.stored(from, group)
+    const stored = this.stored(node, group)
+    this.sendsChecked++
     switch (message.type) {
       case 'vote-request':
         if (stored.hardState.term < term || (stored.hardState.term === term && stored.hardState.vote !== from)) {

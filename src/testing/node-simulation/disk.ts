@@ -10,9 +10,9 @@
  */
 import { fromLatin1, toLatin1 } from '../../base/bytes.js'
 import { CorruptionError, QuorateError, RefusedError } from '../../base/errors.js'
-import type { Database, DatabaseBatch, DatabaseIterator, DatabaseRange, OpenDatabase } from '../../engine/database.js'
+import type { Database, DatabaseBatch, DatabaseIterator, DatabaseRange, DatabaseSnapshot, OpenDatabase } from '../../engine/database.js'
 import type { SeededRandom } from '../seeded-random.js'
-import { lowerBoundOf, type RecordView, SortedRecords } from './sorted-records.js'
+import { lowerBoundOf, type RecordView, SortedRecords, valueIn } from './sorted-records.js'
 import type { SimulatedProcess, World } from './world.js'
 
 export interface DiskModel {
@@ -46,9 +46,6 @@ export interface DiskObserver {
   onOperation(disk: SimulatedDisk): void
   count(fault: string): void
 }
-
-/** The record by which a folder knows its node: written apart from all others. */
-const identityKey = '\0'
 
 interface PendingWrite {
   readonly batch: StoredBatch
@@ -160,7 +157,7 @@ export class DatabaseFile {
   owner: SimulatedProcess | null = null
   /** LevelDB itself finds it damaged. */
   unreadable = false
-  /** Goes with the next batch that is written with `sync`. */
+  /** Goes with the next batch that is begun. */
   note: unknown = null
 
   constructor(disk: SimulatedDisk, location: string) {
@@ -301,14 +298,6 @@ export class DatabaseFile {
     for (const earlier of this.#files.splice(0, position + 1)) this.#harden(earlier)
   }
 
-  /** Puts all that was written so far into tables. */
-  async settle(process: SimulatedProcess): Promise<void> {
-    const last = this.#files[this.#files.length - 1]!
-    this.#files.push({ batches: [], bytes: 0 })
-    await new Promise<void>((resolve) => process.complete(this.#disk.latency(this.#disk.model.syncMeanUs), resolve))
-    this.#compact(last)
-  }
-
   crash(power: boolean): void {
     const { random, observer } = this.#disk
     this.#life++
@@ -370,18 +359,16 @@ class OpenedDatabase implements Database {
   }
 
   getSync(key: Uint8Array): Uint8Array | undefined {
-    const value = this.#file.get(toLatin1(key))
-    // LevelDB gives out copies: whoever wrote into one would change nothing here.
-    return value && Buffer.from(value)
+    return copyOf(this.#file.get(toLatin1(key)))
   }
 
   batch(): DatabaseBatch {
     const operations: BatchOperation[] = []
+    const note = this.#file.takeNote()
     return {
       put: (key, value) => operations.push({ key: toLatin1(key), value: Buffer.from(value) }),
       del: (key) => operations.push({ key: toLatin1(key), value: null }),
       write: ({ sync }) => {
-        const note = sync && operations.every(({ key }) => key !== identityKey) ? this.#file.takeNote() : null
         return this.#file.write({ operations, sync, note }, this.#process)
       },
     }
@@ -391,8 +378,13 @@ class OpenedDatabase implements Database {
     return new ViewIterator(this.#file.view, range, this.#disk, this.#process)
   }
 
-  settle(): Promise<void> {
-    return this.#file.settle(this.#process)
+  snapshot(): DatabaseSnapshot {
+    const view = this.#file.view
+    return {
+      getSync: (key) => copyOf(valueIn(view, toLatin1(key))),
+      iterate: (range) => new ViewIterator(view, range, this.#disk, this.#process),
+      close: async () => {},
+    }
   }
 
   close(): Promise<void> {
@@ -400,11 +392,17 @@ class OpenedDatabase implements Database {
   }
 }
 
+/** LevelDB gives out copies: whoever writes into one changes nothing here. */
+function copyOf(value: Uint8Array | undefined): Uint8Array | undefined {
+  return value && Buffer.from(value)
+}
+
 class ViewIterator implements DatabaseIterator {
   readonly #view: RecordView
   readonly #disk: SimulatedDisk
   readonly #process: SimulatedProcess
   readonly #reverse: boolean
+  readonly #keysOnly: boolean
   readonly #start: number
   readonly #end: number
   #at: number
@@ -414,6 +412,7 @@ class ViewIterator implements DatabaseIterator {
     this.#disk = disk
     this.#process = process
     this.#reverse = range.reverse ?? false
+    this.#keysOnly = range.keysOnly ?? false
     this.#start = lowerBoundOf(view.keys, toLatin1(range.gte))
     this.#end = Math.max(this.#start, lowerBoundOf(view.keys, toLatin1(range.lt)))
     this.#at = this.#reverse ? this.#end - 1 : this.#start
@@ -422,7 +421,9 @@ class ViewIterator implements DatabaseIterator {
   nextv(count: number): Promise<[Uint8Array, Uint8Array][]> {
     const page: [Uint8Array, Uint8Array][] = []
     while (page.length < count && this.#at >= this.#start && this.#at < this.#end) {
-      page.push([fromLatin1(this.#view.keys[this.#at]!), Buffer.from(this.#view.values[this.#at]!)])
+      const key = fromLatin1(this.#view.keys[this.#at]!)
+      // LevelDB leaves the values out too, whatever the type says.
+      page.push([key, this.#keysOnly ? (undefined as unknown as Uint8Array) : Buffer.from(this.#view.values[this.#at]!)])
       this.#at += this.#reverse ? -1 : 1
     }
     return new Promise((resolve) => this.#process.complete(this.#disk.latency(this.#disk.model.readMeanUs), () => resolve(page)))

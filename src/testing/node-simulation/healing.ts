@@ -6,7 +6,8 @@
  * that was committed must be there again.
  */
 
-import { shardOf } from '../../engine/command.js'
+import { toLatin1 } from '../../base/bytes.js'
+import { metaGroup, shardOf } from '../../engine/command.js'
 import type { Replica } from '../../engine/replica.js'
 import type { History, Operation } from '../history.js'
 import { checkHistory } from '../history-checker.js'
@@ -147,7 +148,7 @@ export class NodeHealing {
   /** Each group takes a write. */
   async #serve(round: string): Promise<void> {
     const { plan, nodes, checker, world } = this.#environment
-    const groups = [...checker.groups].map(([id]) => id)
+    const groups = [...checker.groups].map(([id]) => id).filter((id) => id !== metaGroup)
     const startedUs = world.nowUs
     for (let group = 0; group < groups.length; group++) {
       // Shards are dealt to groups in turn.
@@ -196,7 +197,7 @@ export class NodeHealing {
     for (const [position, key] of keys.entries()) {
       const entry = found[position]
       const wanted = expected.get(key)
-      const value = entry === undefined ? undefined : Buffer.from(entry.value).toString('utf8')
+      const value = entry === undefined ? undefined : toLatin1(entry.value)
       if (value !== wanted?.value || entry?.version !== wanted?.version || entry?.revision !== wanted?.revision) {
         this.#fail(
           'S3',
@@ -217,20 +218,21 @@ export class NodeHealing {
 
   #expected(): Map<string, { version: number; revision: number; value: string }> {
     const expected = new Map<string, { version: number; revision: number; value: string }>()
-    for (const [, { reference }] of this.#environment.checker.groups) for (const [key, value] of reference.values) expected.set(key, value)
+    for (const [group, { reference }] of this.#environment.checker.groups) {
+      if (group !== metaGroup) for (const [key, value] of reference.values) expected.set(key, value)
+    }
     return expected
   }
 
   /** Every replica's own state, key by key. */
   #checkStates(when: string): void {
-    const { members, checker, plan } = this.#environment
+    const { members, checker } = this.#environment
     for (const member of members) {
       for (const replica of this.#environment.replicas(member)) {
         const { reference } = checker.group(replica.group)
-        for (const [key, { version, revision, value }] of reference.values) {
-          const bytes = Buffer.from(key)
-          const record = replica.machine.read(shardOf(bytes, plan.shards), bytes)
-          if (record?.version !== version || record.revision !== revision || Buffer.from(record.value).toString('utf8') !== value) {
+        for (const [key, { version, revision, value, shard }] of reference.values) {
+          const record = replica.machine.read(shard, Buffer.from(key))
+          if (record?.version !== version || record.revision !== revision || toLatin1(record.value) !== value) {
             this.#fail('R14', `${when} ${member.name} holds version ${record?.version} of ${key} in group ${replica.group}; the log says ${version}`)
           }
         }

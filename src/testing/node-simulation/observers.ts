@@ -1,13 +1,13 @@
 /** What the oracle watches in a running node, by the seams: the log store, the cores, the state machines, and what leaves for other nodes. */
 import { Reader } from '../../base/codec.js'
 import { Host } from '../../engine/host.js'
+import { memberId } from '../../engine/identity.js'
 import { KvMachine } from '../../engine/kv-machine.js'
 import { LogStore } from '../../engine/log-store.js'
 import { Replica } from '../../engine/replica.js'
 import { JobRunner } from '../../mapreduce/index.js'
 import { RaftCore } from '../../raft/core.js'
 import { decodeMessage } from '../../raft/message-codec.js'
-import type { Consensus } from '../../raft/types.js'
 import { Channel, Messenger } from '../../transport/messenger.js'
 import type { NodeInvariants } from './checker.js'
 import type { Seams } from './seams.js'
@@ -28,109 +28,104 @@ export interface ObserverOptions {
 export function observe(seams: Seams, { checker, current, nodeAt, noteWrite, onReplica }: ObserverOptions): void {
   const replicas = new WeakMap<KvMachine, Replica>()
 
-  seams.replace(
-    LogStore,
-    'write',
-    (write) =>
-      function (works) {
-        const node = current()
-        if (node !== null) noteWrite(node, works)
-        return write.call(this, works)
-      },
-  )
-  seams.replace(
-    LogStore,
-    'load',
-    (load) =>
-      async function (group) {
-        const loaded = await load.call(this, group)
-        const node = current()
-        if (node !== null) checker.onLoaded(node, group, loaded)
-        return loaded
-      },
-  )
-  seams.replace(
-    Host,
-    'add',
-    (add) =>
-      function (replica) {
-        const node = current()
-        replicas.set(replica.machine, replica)
-        if (node !== null) {
-          checker.onCore(node, replica.group, replica.core, replica.appliedIndex)
-          onReplica(node, replica)
-        }
-        return add.call(this, replica)
-      },
-  )
-  seams.replace(
-    RaftCore,
-    'drain',
-    (drain) =>
-      function () {
-        const output = drain.call(this)
-        if (current() !== null) checker.onDrained(this as Consensus, output.persist)
-        return output
-      },
-  )
-  seams.replace(
-    RaftCore,
-    'step',
-    (step) =>
-      function (input) {
-        if (input.type === 'applied' && current() !== null) checker.onApplied(this as Consensus, input.index)
-        return step.call(this, input)
-      },
-  )
-  seams.replace(
-    KvMachine,
-    'apply',
-    (apply) =>
-      function (data) {
-        const results = apply.call(this, data)
-        const replica = replicas.get(this)
-        if (replica !== undefined && current() !== null) checker.onCommand(replica.core, replica.appliedIndex + 1, data, results)
-        return results
-      },
-  )
-  seams.replace(
-    Replica,
-    'propose',
-    (propose) =>
-      function (data, reply) {
-        propose.call(this, data, (results, refusal) => {
-          const node = current()
-          if (results !== null && node !== null) checker.onAcknowledged(node, this.group, this.appliedIndex)
-          reply(results, refusal)
-        })
-      },
-  )
-  seams.replace(
-    Replica,
-    'awaitReadable',
-    (awaitReadable) =>
-      function (reply) {
-        const needed = checker.acknowledged(this.group)
-        awaitReadable.call(this, (refusal) => {
-          const node = current()
-          if (refusal === null && node !== null) checker.onRead(node, this.group, this.appliedIndex, needed)
+  seams.replace(LogStore, 'write', (write) => {
+    return function (works) {
+      const node = current()
+      if (node === null) return write.call(this, works)
+      // It begins its batch at once.
+      noteWrite(node, works)
+      const written = write.call(this, works)
+      noteWrite(node, null)
+      return written
+    }
+  })
+  seams.replace(LogStore, 'load', (load) => {
+    return async function (group) {
+      const loaded = await load.call(this, group)
+      const node = current()
+      if (node !== null && loaded !== undefined) checker.onLoaded(node, group, loaded)
+      return loaded
+    }
+  })
+  seams.replace(LogStore, 'create', (create) => {
+    return function (group, base) {
+      const node = current()
+      if (node !== null) checker.onCreated(node, group, base)
+      return create.call(this, group, base)
+    }
+  })
+  seams.replace(LogStore, 'remove', (remove) => {
+    return function (group) {
+      const node = current()
+      if (node !== null) checker.onRemoved(node, group)
+      return remove.call(this, group)
+    }
+  })
+  seams.replace(Host, 'add', (add) => {
+    return function (replica) {
+      const node = current()
+      replicas.set(replica.machine, replica)
+      if (node !== null) {
+        checker.onCore(node, replica)
+        onReplica(node, replica)
+      }
+      return add.call(this, replica)
+    }
+  })
+  seams.replace(RaftCore, 'drain', (drain) => {
+    return function () {
+      const output = drain.call(this)
+      if (current() !== null) checker.onDrained(this, output.persist)
+      return output
+    }
+  })
+  seams.replace(RaftCore, 'step', (step) => {
+    return function (input) {
+      if (input.type === 'applied' && current() !== null) checker.onApplied(this, input.index)
+      return step.call(this, input)
+    }
+  })
+  seams.replace(KvMachine, 'apply', (apply) => {
+    return function (data) {
+      const results = apply.call(this, data)
+      const replica = replicas.get(this)
+      if (replica !== undefined && current() !== null) checker.onCommand(replica.core, replica.appliedIndex + 1, data, results)
+      return results
+    }
+  })
+  seams.replace(Replica, 'propose', (propose) => {
+    return function (data, reply) {
+      propose.call(this, data, (results, refusal) => {
+        if (results !== null && current() !== null) checker.onAcknowledged(this)
+        reply(results, refusal)
+      })
+    }
+  })
+  seams.replace(Replica, 'awaitReadable', (awaitReadable) => {
+    return function (reply, ...rest) {
+      const needed = checker.acknowledged(this.group)
+      awaitReadable.call(
+        this,
+        (refusal) => {
+          if (refusal === null && current() !== null) checker.onRead(this, needed)
           reply(refusal)
-        })
-      },
-  )
-  seams.replace(
-    Messenger,
-    'send',
-    (send) =>
-      function (to, channel, body) {
-        if (channel === Channel.raft && current() !== null) {
-          const reader = new Reader(body)
-          const group = reader.varint()
-          checker.onSend(group, decodeMessage(reader, this.nodeId, nodeAt(to) ?? to))
-        }
-        return send.call(this, to, channel, body)
-      },
-  )
+        },
+        ...rest,
+      )
+    }
+  })
+  seams.replace(Messenger, 'send', (send) => {
+    return function (to, channel, body) {
+      if (channel === Channel.raft && current() !== null) {
+        const reader = new Reader(body)
+        const group = reader.varint()
+        const sender = memberId(this.nodeId, reader.varint())
+        const receiver = memberId(nodeAt(to) ?? to, reader.varint())
+        checker.onSend(this.nodeId, group, decodeMessage(reader, sender, receiver))
+      }
+      return send.call(this, to, channel, body)
+    }
+  })
   // Jobs have no part in a simulation, and their runner removes a folder of the real file system when it closes.
   seams.replace(JobRunner, 'close', () => async () => {})
 }

@@ -13,7 +13,9 @@ import type { KnownWrite } from './known-order.js'
 export interface ReferenceValue {
   readonly version: number
   readonly revision: number
+  /** One unit a byte. */
   readonly value: string
+  readonly shard: number
 }
 
 /** When a write took effect. */
@@ -105,8 +107,8 @@ export class ReferenceMachine {
           this.deletes.set(key, deletes)
           answer = { status: CommandStatus.ok, version: 0, revision: raised }
         } else {
-          const value = Buffer.from(command.value).toString('utf8')
-          this.values.set(key, { version: version + 1, revision: raised, value })
+          const value = toLatin1(command.value)
+          this.values.set(key, { version: version + 1, revision: raised, value, shard: command.shard })
           answer = { status: CommandStatus.ok, version: version + 1, revision: raised }
           const effects = this.puts.get(`${key} ${value}`) ?? []
           effects.push({ index, version: version + 1, revision: raised })

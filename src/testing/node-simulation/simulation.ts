@@ -217,7 +217,11 @@ export async function runNodeSimulation(options: NodeSimulationOptions): Promise
     process.off('unhandledRejection', onRejection)
   }
   let committed = 0
-  for (const [, group] of checker.groups) committed += group.committed.lastIndex
+  let repeats = 0
+  for (const [, group] of checker.groups) {
+    committed += group.committed.lastIndex
+    repeats += group.reference.repeats
+  }
   return {
     seed: plan.seed,
     plan,
@@ -228,7 +232,7 @@ export async function runNodeSimulation(options: NodeSimulationOptions): Promise
     committed,
     operations: simulation.workload?.counts ?? {},
     faults: simulation.faults,
-    reached: checker.reached,
+    reached: { ...checker.reached, 'message-checked': checker.sendsChecked, 'repeated-request': repeats },
     traceHash: world.hash,
     violation,
   }

@@ -22,6 +22,11 @@ export function lowerBoundOf(keys: readonly string[], key: string): number {
   return low
 }
 
+export function valueIn({ keys, values }: RecordView, key: string): Uint8Array | undefined {
+  const position = lowerBoundOf(keys, key)
+  return keys[position] === key ? values[position] : undefined
+}
+
 export class SortedRecords {
   #keys: string[] = []
   #values: Uint8Array[] = []
@@ -33,8 +38,7 @@ export class SortedRecords {
   }
 
   get(key: string): Uint8Array | undefined {
-    const position = lowerBoundOf(this.#keys, key)
-    return this.#keys[position] === key ? this.#values[position] : undefined
+    return valueIn({ keys: this.#keys, values: this.#values }, key)
   }
 
   view(): RecordView {
