@@ -1,4 +1,5 @@
 /** Many seeds of whole nodes, summed up: what `npm run sim -- --node` runs and prints. */
+import type { NodeMutation } from './mutations.js'
 import { type NodeSimulationResult, type NodeViolation, type PlantBug, runNodeSimulation } from './simulation.js'
 
 export interface NodeCampaignOptions {
@@ -79,4 +80,21 @@ export async function runNodeCampaign(options: NodeCampaignOptions): Promise<Nod
     reached: sorted(reached),
     violations,
   }
+}
+
+export interface NodeMutationOutcome {
+  readonly name: string
+  /** How many seeds it took; null when none caught it. */
+  readonly caughtAfterSeeds: number | null
+  /** The invariant that caught it. */
+  readonly invariant: string | null
+}
+
+/** Runs seeds with a known bug put back until one is caught, or the budget of seeds is spent. */
+export async function runNodeMutation({ name, plant }: NodeMutation, firstSeed: number, budgetSeeds: number): Promise<NodeMutationOutcome> {
+  for (let tried = 1; tried <= budgetSeeds; tried++) {
+    const { violation } = await runNodeSimulation({ seed: firstSeed + tried - 1, plant })
+    if (violation !== null) return { name, caughtAfterSeeds: tried, invariant: violation.invariant }
+  }
+  return { name, caughtAfterSeeds: null, invariant: null }
 }

@@ -191,7 +191,7 @@ export class DatabaseFile {
     this.#uncertain = []
     this.#files = [{ batches: [], bytes: 0 }]
     this.#durable = this.#visible
-    return new OpenedDatabase(this.#disk, this, process)
+    return new SimulatedDatabase(this.#disk, this, process)
   }
 
   get(key: string): Uint8Array | undefined {
@@ -347,7 +347,7 @@ function apply(records: SortedRecords, { operations }: StoredBatch): void {
 }
 
 /** A database as a process has it open. */
-class OpenedDatabase implements Database {
+export class SimulatedDatabase implements Database {
   readonly #disk: SimulatedDisk
   readonly #file: DatabaseFile
   readonly #process: SimulatedProcess
@@ -360,6 +360,10 @@ class OpenedDatabase implements Database {
 
   getSync(key: Uint8Array): Uint8Array | undefined {
     return copyOf(this.#file.get(toLatin1(key)))
+  }
+
+  get location(): string {
+    return this.#file.location
   }
 
   batch(): DatabaseBatch {

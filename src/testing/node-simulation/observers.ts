@@ -9,6 +9,7 @@ import { JobRunner } from '../../mapreduce/index.js'
 import { RaftCore } from '../../raft/core.js'
 import { decodeMessage } from '../../raft/message-codec.js'
 import { Channel, Messenger } from '../../transport/messenger.js'
+import { InvariantViolation } from '../simulation/invariants.js'
 import type { NodeInvariants } from './checker.js'
 import type { Seams } from './seams.js'
 
@@ -22,6 +23,15 @@ export interface ObserverOptions {
   readonly noteWrite: (node: string, note: unknown) => void
   /** A node runs this replica. */
   readonly onReplica: (node: string, replica: Replica) => void
+}
+
+/** A look must change nothing: a violation ends the run after this event, and is not thrown into the product's code. */
+function look(check: () => void): void {
+  try {
+    check()
+  } catch (error) {
+    if (!(error instanceof InvariantViolation)) throw error
+  }
 }
 
 /** Puts the observers in. They come before the known bugs: what a bug does is what is seen. */
@@ -43,14 +53,14 @@ export function observe(seams: Seams, { checker, current, nodeAt, noteWrite, onR
     return async function (group) {
       const loaded = await load.call(this, group)
       const node = current()
-      if (node !== null && loaded !== undefined) checker.onLoaded(node, group, loaded)
+      if (node !== null && loaded !== undefined) look(() => checker.onLoaded(node, group, loaded))
       return loaded
     }
   })
   seams.replace(LogStore, 'create', (create) => {
     return function (group, base) {
       const node = current()
-      if (node !== null) checker.onCreated(node, group, base)
+      if (node !== null) look(() => checker.onCreated(node, group, base))
       return create.call(this, group, base)
     }
   })
@@ -66,7 +76,7 @@ export function observe(seams: Seams, { checker, current, nodeAt, noteWrite, onR
       const node = current()
       replicas.set(replica.machine, replica)
       if (node !== null) {
-        checker.onCore(node, replica)
+        look(() => checker.onCore(node, replica))
         onReplica(node, replica)
       }
       return add.call(this, replica)
@@ -75,13 +85,13 @@ export function observe(seams: Seams, { checker, current, nodeAt, noteWrite, onR
   seams.replace(RaftCore, 'drain', (drain) => {
     return function () {
       const output = drain.call(this)
-      if (current() !== null) checker.onDrained(this, output.persist)
+      if (current() !== null) look(() => checker.onDrained(this, output.persist))
       return output
     }
   })
   seams.replace(RaftCore, 'step', (step) => {
     return function (input) {
-      if (input.type === 'applied' && current() !== null) checker.onApplied(this, input.index)
+      if (input.type === 'applied' && current() !== null) look(() => checker.onApplied(this, input.index))
       return step.call(this, input)
     }
   })
@@ -89,14 +99,14 @@ export function observe(seams: Seams, { checker, current, nodeAt, noteWrite, onR
     return function (data) {
       const results = apply.call(this, data)
       const replica = replicas.get(this)
-      if (replica !== undefined && current() !== null) checker.onCommand(replica.core, replica.appliedIndex + 1, data, results)
+      if (replica !== undefined && current() !== null) look(() => checker.onCommand(replica.core, replica.appliedIndex + 1, data, results))
       return results
     }
   })
   seams.replace(Replica, 'propose', (propose) => {
     return function (data, reply) {
       propose.call(this, data, (results, refusal) => {
-        if (results !== null && current() !== null) checker.onAcknowledged(this)
+        if (results !== null && current() !== null) look(() => checker.onAcknowledged(this))
         reply(results, refusal)
       })
     }
@@ -107,7 +117,7 @@ export function observe(seams: Seams, { checker, current, nodeAt, noteWrite, onR
       awaitReadable.call(
         this,
         (refusal) => {
-          if (refusal === null && current() !== null) checker.onRead(this, needed)
+          if (refusal === null && current() !== null) look(() => checker.onRead(this, needed))
           reply(refusal)
         },
         ...rest,
@@ -118,10 +128,13 @@ export function observe(seams: Seams, { checker, current, nodeAt, noteWrite, onR
     return function (to, channel, body) {
       if (channel === Channel.raft && current() !== null) {
         const reader = new Reader(body)
-        const group = reader.varint()
-        const sender = memberId(this.nodeId, reader.varint())
-        const receiver = memberId(nodeAt(to) ?? to, reader.varint())
-        checker.onSend(this.nodeId, group, decodeMessage(reader, sender, receiver))
+        while (reader.remaining > 0) {
+          const group = reader.varint()
+          const sender = memberId(this.nodeId, reader.varint())
+          const receiver = memberId(nodeAt(to) ?? to, reader.varint())
+          const message = decodeMessage(reader, sender, receiver)
+          look(() => checker.onSend(this.nodeId, group, message))
+        }
       }
       return send.call(this, to, channel, body)
     }

@@ -35,6 +35,22 @@ export class Seams {
     this.#undo.push(() => Object.defineProperty(target.prototype, name, descriptor))
   }
 
+  /** Replaces what a getter gives. */
+  replaceGetter<Instance extends object, Name extends keyof Instance>(
+    target: { readonly prototype: Instance },
+    name: Name,
+    make: (instance: Instance, original: Instance[Name]) => Instance[Name],
+  ): void {
+    const descriptor = Object.getOwnPropertyDescriptor(target.prototype, name)
+    const original = descriptor?.get
+    if (descriptor === undefined || original === undefined) throw new Error(`there is no getter ${String(name)}`)
+    const get = function (this: Instance): Instance[Name] {
+      return make(this, original.call(this) as Instance[Name])
+    }
+    Object.defineProperty(target.prototype, name, { ...descriptor, get })
+    this.#undo.push(() => Object.defineProperty(target.prototype, name, descriptor))
+  }
+
   remove(): void {
     for (const undo of this.#undo.reverse()) undo()
     this.#undo.length = 0

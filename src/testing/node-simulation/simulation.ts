@@ -204,6 +204,9 @@ export async function runNodeSimulation(options: NodeSimulationOptions): Promise
   const { world, checker } = simulation
   let violation: NodeViolation | null = null
   const onRejection = (error: unknown): void => world.fail(new Error('a rejection that nobody handles', { cause: error }))
+  // Whoever else listens, a test runner say, would take it for its own.
+  const others = process.rawListeners('unhandledRejection') as ((error: unknown) => void)[]
+  process.removeAllListeners('unhandledRejection')
   process.on('unhandledRejection', onRejection)
   try {
     await simulation.run()
@@ -214,7 +217,9 @@ export async function runNodeSimulation(options: NodeSimulationOptions): Promise
   } finally {
     for (const node of simulation.nodes) node.process?.kill()
     simulation.seams.remove()
+    await new Promise((resolve) => setImmediate(resolve))
     process.off('unhandledRejection', onRejection)
+    for (const listener of others) process.on('unhandledRejection', listener)
   }
   let committed = 0
   let repeats = 0

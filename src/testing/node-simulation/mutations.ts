@@ -1,0 +1,245 @@
+/**
+ * Known bugs of host, stores and state machine, put back by the seams: what real systems did wrong around a sound consensus core. The simulator is only worth something if
+ * it catches each within a budget of seeds.
+ *
+ * Numbers in the descriptions are rows of the hazards catalogue.
+ */
+import type { DatabaseBatch } from '../../engine/database.js'
+import { KvMachine } from '../../engine/kv-machine.js'
+import { LogStore } from '../../engine/log-store.js'
+import { Replica } from '../../engine/replica.js'
+import { StateStore } from '../../engine/state-store.js'
+import { RaftCore } from '../../raft/core.js'
+import type { MessageNow } from '../../raft/types.js'
+import { SimulatedDatabase } from './disk.js'
+import type { Seams } from './seams.js'
+
+export interface NodeMutation {
+  readonly name: string
+  /** What goes wrong. */
+  readonly description: string
+  readonly plant: (seams: Seams) => void
+}
+
+/** A batch that does something else with what is put into it. */
+function changedBatches(
+  seams: Seams,
+  database: 'log' | 'state',
+  change: (batch: DatabaseBatch, make: () => DatabaseBatch) => Partial<DatabaseBatch>,
+): void {
+  seams.replace(SimulatedDatabase, 'batch', (batch) => {
+    return function () {
+      const sound = batch.call(this)
+      if (!this.location.endsWith(`/${database}`)) return sound
+      const made: DatabaseBatch = {
+        put: (key, value) => sound.put(key, value),
+        del: (key) => sound.del(key),
+        write: (options) => sound.write(options),
+      }
+      return Object.assign(
+        made,
+        change(sound, () => batch.call(this)),
+      )
+    }
+  })
+}
+
+/** Keys of the state database: group (2 bytes), area (1), shard (2), type (1), rest. */
+const typeAt = 5
+const sessionType = 2
+const isSession = (key: Uint8Array): boolean => key[typeAt] === sessionType && !(key[3] === 0xff && key[4] === 0xff)
+const isAppliedIndex = (key: Uint8Array): boolean => key.length === 6 && key[3] === 0xff && key[4] === 0xff && key[5] === 0x61
+/** Keys of the log database. */
+const recordPrefix = 0x02
+
+export const nodeMutations: readonly NodeMutation[] = [
+  {
+    name: 'host-acknowledges-before-sync',
+    description: 'A log write is taken for done when it is begun (D1.4, D1.5)',
+    plant: (seams) => {
+      seams.replace(LogStore, 'write', (write) => {
+        return function (works) {
+          write.call(this, works).catch(() => {})
+          return Promise.resolve()
+        }
+      })
+    },
+  },
+  {
+    name: 'host-releases-messages-early',
+    description: 'What must wait for the disk is sent at once (D1.2, D1.5)',
+    plant: (seams) => {
+      seams.replace(RaftCore, 'drain', (drain) => {
+        return function () {
+          const output = drain.call(this)
+          const { id } = this.status()
+          // Only what goes to others: a message to oneself cannot be sent.
+          const early = output.sendAfterPersist.filter(({ to }) => to !== id)
+          return {
+            ...output,
+            sendNow: [...output.sendNow, ...(early as unknown as MessageNow[])],
+            sendAfterPersist: output.sendAfterPersist.filter(({ to }) => to === id),
+          }
+        }
+      })
+    },
+  },
+  {
+    name: 'host-ignores-failed-sync',
+    description: 'A log write that failed is taken for done (d12, D7)',
+    plant: (seams) => {
+      seams.replace(LogStore, 'write', (write) => {
+        return function (works) {
+          return write.call(this, works).catch(() => {})
+        }
+      })
+    },
+  },
+  {
+    name: 'log-not-synced',
+    description: 'The log is written without sync (D1.8)',
+    plant: (seams) => changedBatches(seams, 'log', (batch) => ({ write: () => batch.write({ sync: false }) })),
+  },
+  {
+    name: 'hard-state-dropped',
+    description: 'Term and vote are left out of the batch (D1.1)',
+    plant: (seams) => {
+      seams.replace(LogStore, 'write', (write) => {
+        return function (works) {
+          return write.call(
+            this,
+            works.map((each) => (each.work === null ? each : { ...each, work: { ...each.work, hardState: null } })),
+          )
+        }
+      })
+    },
+  },
+  {
+    name: 'hard-state-lost-on-disk',
+    description: 'Term and vote are in the batch, but not under their key (D1.1)',
+    plant: (seams) =>
+      changedBatches(seams, 'log', (batch) => ({ put: (key, value) => (key[0] === 0x01 && key.length === 3 ? undefined : batch.put(key, value)) })),
+  },
+  {
+    name: 'truncation-forgotten-on-disk',
+    description: 'Records that a conflict replaces stay in the log database (D2.12)',
+    plant: (seams) => changedBatches(seams, 'log', (batch) => ({ del: (key) => (key[0] === recordPrefix ? undefined : batch.del(key)) })),
+  },
+  {
+    name: 'flush-ahead-of-log',
+    description: 'The state of entries is flushed whose log write is still in flight (D1.7)',
+    plant: (seams) => {
+      seams.replace(RaftCore, 'status', (status) => {
+        return function () {
+          const found = status.call(this)
+          return { ...found, durableIndex: found.lastIndex }
+        }
+      })
+    },
+  },
+  {
+    name: 'applied-index-behind-data',
+    description: 'The applied index is saved after the data, in a batch of its own (D1.7)',
+    plant: (seams) =>
+      changedBatches(seams, 'state', (batch, make) => {
+        let applied: [Uint8Array, Uint8Array] | null = null
+        return {
+          put: (key, value) => {
+            if (isAppliedIndex(key)) applied = [Buffer.from(key), Buffer.from(value)]
+            else batch.put(key, value)
+          },
+          write: async (options) => {
+            await batch.write(options)
+            if (applied === null) return
+            const later = make()
+            later.put(...applied)
+            await later.write(options)
+          },
+        }
+      }),
+  },
+  {
+    name: 'applied-index-ahead-of-data',
+    description: 'The applied index is saved before the data, in a batch of its own (D1.7)',
+    plant: (seams) =>
+      changedBatches(seams, 'state', (batch, make) => {
+        let applied: [Uint8Array, Uint8Array] | null = null
+        return {
+          put: (key, value) => {
+            if (isAppliedIndex(key)) applied = [Buffer.from(key), Buffer.from(value)]
+            else batch.put(key, value)
+          },
+          write: async (options) => {
+            if (applied !== null) {
+              const earlier = make()
+              earlier.put(...applied)
+              await earlier.write(options)
+            }
+            await batch.write(options)
+          },
+        }
+      }),
+  },
+  {
+    name: 'completion-records-not-saved',
+    description: 'What a request was answered is not flushed with its effect (K3)',
+    plant: (seams) => changedBatches(seams, 'state', (batch) => ({ put: (key, value) => (isSession(key) ? undefined : batch.put(key, value)) })),
+  },
+  {
+    name: 'completion-records-not-read',
+    description: 'A repeated request is carried out again (K3)',
+    plant: (seams) => {
+      seams.replace(StateStore, 'get', (get) => {
+        return function (key) {
+          return key.charCodeAt(2) === sessionType ? undefined : get.call(this, key)
+        }
+      })
+    },
+  },
+  {
+    name: 'replay-skips-an-entry',
+    description: 'After a restart the replay begins one entry too late (D1.7)',
+    plant: (seams) => {
+      seams.replace(StateStore, 'open', (open) => {
+        return async function () {
+          await open.call(this)
+          if (this.appliedIndex > 0) this.advance(this.appliedIndex + 1)
+        }
+      })
+    },
+  },
+  {
+    name: 'read-without-index',
+    description: 'A leader answers reads from its own state, without asking anybody (D4.33, D4.34)',
+    plant: (seams) => {
+      seams.replace(Replica, 'awaitReadable', () => {
+        return (reply) => reply(null)
+      })
+    },
+  },
+  {
+    name: 'read-not-awaited',
+    description: 'A read is served when its index is confirmed, before the state has reached it (D4.33)',
+    plant: (seams) => {
+      seams.replace(Replica, 'settle', (settle) => {
+        return function (output) {
+          settle.call(this, { ...output, reads: output.reads.map(({ id }) => ({ id, index: 0 })) })
+        }
+      })
+    },
+  },
+  {
+    name: 'applies-before-commit',
+    description: 'Entries are applied when they are in the log (D2.13)',
+    plant: (seams) => seams.replaceGetter(RaftCore, 'commitIndex', (core) => core.lastIndex),
+  },
+  {
+    name: 'apply-not-deterministic',
+    description: 'The state machine asks its own memory, not the log: a shard’s revision starts anew with each life (D9.63)',
+    plant: (seams) => {
+      seams.replace(KvMachine, 'saveShards', () => {
+        return () => {}
+      })
+    },
+  },
+]
