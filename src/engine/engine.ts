@@ -90,12 +90,14 @@ export class Engine {
   private constructor(options: EngineOptions) {
     this.#options = options
     this.#log = new LogStore(options.folder.log)
-    const { runtime, messenger, addressOf, onFailure, onStatus } = options
+    const { runtime, messenger, tuning, addressOf, onFailure, onStatus } = options
     this.host = new Host({
       runtime,
       messenger,
       log: this.#log,
       addressOf,
+      electionTimeoutMs: tuning.electionTimeoutMs,
+      heartbeatIntervalMs: tuning.heartbeatIntervalMs,
       onFailure: (error, replica) => {
         if (replica !== null && error instanceof CorruptionError) void this.#markDamaged(replica.group, error)
         onFailure(error)
@@ -207,6 +209,7 @@ export class Engine {
       nowMs: runtime.nowMs(),
       electionTimeoutMs: tuning.electionTimeoutMs,
       heartbeatIntervalMs: tuning.heartbeatIntervalMs,
+      restAfterHeartbeats: 20,
       maxInflightBytes: tuning.maxInflightBytes,
       maxAppendBytes: tuning.maxAppendBytes,
       maxTailBytes: tuning.maxTailBytes,

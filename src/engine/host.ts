@@ -17,6 +17,7 @@ import type { Message, MessageAfterPersist, NodeId, PersistWork, Role } from '..
 import { Channel, type MessengerFace } from '../transport/messenger.js'
 import type { Address } from '../transport/transport.js'
 import { lifeOf, memberId, nodeOf } from './identity.js'
+import { Liveness } from './liveness.js'
 import type { GroupWork, LogBase, LogStore } from './log-store.js'
 import type { Replica } from './replica.js'
 
@@ -25,6 +26,8 @@ export interface HostOptions {
   readonly messenger: MessengerFace
   readonly log: LogStore
   readonly addressOf: (nodeId: NodeId) => Address | undefined
+  readonly electionTimeoutMs: number
+  readonly heartbeatIntervalMs: number
   /** Storage failed, and the node serves nothing any more; or one replica did, and only its group is not served here. */
   readonly onFailure: (error: unknown, replica: Replica | null) => void
   /** Role, term or leader of a replica changed. */
@@ -48,6 +51,7 @@ interface Member {
 
 /** Raft messages for one peer are handed to the messenger when they are so many bytes, or at the cycle's end. */
 const maxBundleBytes = 256 * 1024
+const nothing = new Uint8Array(0)
 /** All groups together apply for so long in a cycle. */
 const applySliceMs = 4
 
@@ -57,6 +61,7 @@ export class Host {
   /** What this cycle has for each peer. */
   readonly #bundles = new Map<Address, Writer>()
   readonly #names = new MemberNames()
+  readonly #liveness: Liveness
   #dirty: Member[] = []
   #works: { readonly group: number; readonly work: PersistWork }[] = []
   /** Where the logs of groups are to start, with the next write. */
@@ -72,6 +77,13 @@ export class Host {
 
   constructor(options: HostOptions) {
     this.#options = options
+    this.#liveness = new Liveness({
+      runtime: options.runtime,
+      intervalMs: options.heartbeatIntervalMs,
+      silenceMs: options.electionTimeoutMs,
+      beat: (node) => this.#beat(node),
+      onSilent: (node) => this.peerLost(node),
+    })
     options.messenger.onMessage(Channel.raft, (from, body) => this.#receive(from.nodeId, body))
   }
 
@@ -120,6 +132,7 @@ export class Host {
   #receive(from: NodeId, body: Uint8Array): void {
     if (this.#stopped) return
     const nowMs = this.#options.runtime.nowMs()
+    this.#liveness.heard(from, nowMs)
     const reader = new Reader(body)
     while (reader.remaining > 0) {
       const member = this.#members.get(reader.varint())
@@ -132,11 +145,32 @@ export class Host {
   }
 
   #deliver({ replica }: Member, message: Message, nowMs: number): void {
+    if (message.type === 'heartbeat' && message.isResting) this.#liveness.rests(nodeOf(message.from))
     this.#guard(replica, () => {
       replica.core.step({ type: 'tick', nowMs })
       replica.core.step({ type: 'message', message })
     })
     this.wake(replica)
+  }
+
+  /** A node was lost, or is silent: a hint to every group that is led from there, or from here. */
+  peerLost(node: NodeId): void {
+    if (this.#stopped) return
+    const nowMs = this.#options.runtime.nowMs()
+    let nextMs = Number.POSITIVE_INFINITY
+    for (const { replica } of this.#members.values()) {
+      const { core } = replica
+      if (replica.stopped || core.leader === null || (core.role !== 'leader' && nodeOf(core.leader) !== node)) continue
+      const { voters, learners, votersOutgoing } = core.configuration
+      const peers = core.role === 'leader' ? [...voters, ...learners, ...votersOutgoing].filter((peer) => nodeOf(peer) === node) : [core.leader]
+      this.#guard(replica, () => {
+        core.step({ type: 'tick', nowMs })
+        for (const peer of peers) core.step({ type: 'unreachable', peer })
+      })
+      if (core.dirty) this.wake(replica)
+      nextMs = Math.min(nextMs, core.nextTickMs)
+    }
+    this.#tickAt(nextMs)
   }
 
   /** A core that throws has found its own invariants broken: its group stops, the others go on. */
@@ -299,6 +333,7 @@ export class Host {
       bundle = new Writer(4096)
       this.#bundles.set(address, bundle)
     }
+    if (message.type === 'heartbeat' && message.isResting) this.#liveness.rests(nodeOf(message.to))
     bundle.varint(replica.group).varint(replica.life).varint(lifeOf(message.to))
     encodeMessage(bundle, message)
     if (bundle.length >= maxBundleBytes) this.#sendBundle(address, bundle)
@@ -308,6 +343,13 @@ export class Host {
     for (const [address, bundle] of this.#bundles) if (bundle.length > 0) this.#sendBundle(address, bundle)
     // Addresses change; what is no longer used must not stay.
     if (this.#bundles.size > 1024) this.#bundles.clear()
+  }
+
+  /** A sign of life for a node that hears little of us otherwise: an empty bundle. */
+  #beat(node: NodeId): void {
+    const address = this.#options.addressOf(node)
+    if (address !== undefined) this.#options.messenger.send(address, Channel.raft, nothing)
+    this.#options.messenger.flush()
   }
 
   #sendBundle(address: Address, bundle: Writer): void {
@@ -359,6 +401,7 @@ export class Host {
   async stop(): Promise<void> {
     this.#stopped = true
     this.#cancelTick?.()
+    this.#liveness.stop()
     for (const replica of this.replicas) replica.stop()
     await this.#writing
     if (this.#works.length === 0 || this.#failed) return

@@ -281,6 +281,7 @@ export class RaftCore implements Consensus {
   #append(entry: Entry): void {
     this.#state.append(entry)
     this.#commit.appended(entry)
+    this.#replication.endRest()
     if (entry.kind === EntryKind.configuration) this.#replication.configurationChanged()
   }
 

@@ -3,7 +3,7 @@
  *
  * 1. A campaign begins with a pre-vote, which changes no term and no vote anywhere (thesis §9.6); only a quorum of pre-votes raises the term.
  * 2. The timer starts again, with a time drawn anew from [T, 2T), on hearing the term's leader, on granting a vote, on starting a campaign and on
- * losing leadership; never on granting a pre-vote, refusing a vote or repeating one (hazard D3.24).
+ * losing leadership, and later after a heartbeat of a leader at rest (`rest.ts`); never on granting a pre-vote, refusing a vote or repeating one (hazard D3.24).
  * 3. Whoever leads, or heard a leader less than T ago, in this term or an earlier one, ignores (pre-)votes, their terms included, unless they come from that leader itself, which is
  * then no leader any more, or that leader asked for the campaign. So does whoever started less than T ago and may have heard one before: the lease of a leader (`lease.ts`) rests on this
  * promise. Whoever starts to campaign stops to believe in a leader (hazard D3.23).
@@ -16,6 +16,7 @@
  * one interval, once (hazard p10).
  */
 import { hasQuorum, votersOf } from './quorum.js'
+import { restTimeoutFactor } from './rest.js'
 import type { ReplicaState, Transitions } from './state.js'
 import type { NodeId, PreVoteReply, PreVoteRequest, VoteReply, VoteRequest } from './types.js'
 
@@ -50,22 +51,23 @@ export class Election {
     return this.#state.role === 'follower' ? this.#deadlineMs : Math.min(this.#deadlineMs, this.#askAgainAtMs)
   }
 
-  #drawDeadline(): number {
+  /** A time drawn from one election timeout, after so many of them. */
+  #drawDeadline(timeouts = 1): number {
     const { electionTimeoutMs, random } = this.#state.options
-    return this.#state.nowMs + electionTimeoutMs * (1 + random())
+    return this.#state.nowMs + electionTimeoutMs * (timeouts + random())
   }
 
   /** Starts the timer again. */
-  restartTimer(): void {
-    this.#deadlineMs = this.#drawDeadline()
+  restartTimer(timeouts = 1): void {
+    this.#deadlineMs = this.#drawDeadline(timeouts)
     this.#isDeadlineMoved = false
   }
 
   /** The leader of the present term sent something. */
-  leaderHeard(): void {
+  leaderHeard(isResting = false): void {
     this.#heardMs = this.#state.nowMs
     this.#heardFrom = this.#state.leader
-    this.restartTimer()
+    this.restartTimer(isResting ? restTimeoutFactor : 1)
   }
 
   /** Time passed on a replica that does not lead. */

@@ -34,9 +34,9 @@ export class Following {
     return role !== 'leader' && (leader === null || leader === sender)
   }
 
-  #heard(leader: NodeId): void {
+  #heard(leader: NodeId, isResting = false): void {
     this.#transitions.becomeFollower(this.#state.term, leader)
-    this.#election.leaderHeard()
+    this.#election.leaderHeard(isResting)
   }
 
   /** An append of the present term. Returns false when its sender cannot be the leader. */
@@ -140,7 +140,7 @@ export class Following {
   /** A heartbeat of the present term. Returns false when its sender cannot be the leader. */
   onHeartbeat(message: Heartbeat): boolean {
     if (!this.#isLeader(message.from)) return false
-    this.#heard(message.from)
+    this.#heard(message.from, message.isResting)
     // A log that is shorter than what it once acknowledged has lost entries: nothing of it is known to be committed.
     if (message.commitIndex <= this.#state.log.lastIndex) this.#state.commitUpTo(message.commitIndex)
     this.answerHeartbeat(message)

@@ -11,7 +11,7 @@
  *   (pre-)vote reply        granted u8, sequence
  *   append request          previousIndex, previousTerm, commitIndex, session, sequence, entries
  *   append reply            accepted u8, session, sequence, then accepted: matchIndex; else: conflictTerm, conflictIndex
- *   heartbeat               commitIndex, round
+ *   heartbeat               commitIndex, round, resting u8
  *   heartbeat reply         round
  *   snapshot offer          snapshotIndex, snapshotTerm, session, sequence
  *   timeout now             nothing
@@ -171,7 +171,10 @@ export function encodeMessage(writer: Writer, message: Message): void {
       else writer.varint(message.conflictTerm).varint(message.conflictIndex)
       break
     case 'heartbeat':
-      writer.varint(message.commitIndex).varint(message.round)
+      writer
+        .varint(message.commitIndex)
+        .varint(message.round)
+        .u8(message.isResting ? 1 : 0)
       break
     case 'heartbeat-reply':
       writer.varint(message.round)
@@ -230,8 +233,10 @@ export function decodeMessage(reader: Reader, from: NodeId, to: NodeId): Message
       if (accepted) return { type, from, to, term, accepted, session, sequence, matchIndex: reader.varint(), conflictTerm: 0, conflictIndex: 0 }
       return { type, from, to, term, accepted, session, sequence, matchIndex: 0, conflictTerm: reader.varint(), conflictIndex: reader.varint() }
     }
-    case 'heartbeat':
-      return { type, from, to, term, commitIndex: reader.varint(), round: reader.varint() }
+    case 'heartbeat': {
+      const heartbeat = { type, from, to, term, commitIndex: reader.varint(), round: reader.varint() }
+      return decodeFlag(reader) ? { ...heartbeat, isResting: true } : heartbeat
+    }
     case 'heartbeat-reply':
       return { type, from, to, term, round: reader.varint() }
     case 'snapshot-offer':

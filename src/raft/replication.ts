@@ -20,6 +20,7 @@ import { entryBytes } from './log.js'
 import { Progress } from './progress.js'
 import { hasQuorum, isVoter, membersOf, quorumValue } from './quorum.js'
 import type { Reads } from './reads.js'
+import { Rest } from './rest.js'
 import type { ReplicaState, Transitions } from './state.js'
 import type { AppendReply, Entry, HeartbeatReply, NodeId, PeerProgress } from './types.js'
 
@@ -33,6 +34,9 @@ export class Replication {
   readonly #peers = new Map<NodeId, Progress>()
   #ownMatchIndex = 0
   #nextHeartbeatMs = Number.POSITIVE_INFINITY
+  readonly #rest: Rest
+  /** The last entry when the last heartbeat was due. */
+  #restIndex = 0
   #isCheckPutOff = false
   readonly #matchIndexOf = (voter: NodeId): number => (voter === this.#state.id ? this.#ownMatchIndex : (this.#peers.get(voter)?.matchIndex ?? 0))
   readonly #roundOf = (voter: NodeId): number => (voter === this.#state.id ? this.#reads.round : (this.#peers.get(voter)?.round ?? 0))
@@ -41,6 +45,7 @@ export class Replication {
     this.#state = state
     this.#commit = commit
     this.#reads = reads
+    this.#rest = new Rest(state.options)
     this.#transitions = transitions
     this.#lease = new Lease(state)
   }
@@ -70,6 +75,7 @@ export class Replication {
   start(): void {
     this.#ownMatchIndex = 0
     this.#nextHeartbeatMs = this.#heartbeatAfter(0)
+    this.#rest.end(this.#state.nowMs)
     this.#isCheckPutOff = false
     this.#lease.start(this.#reads.round + 1)
     this.configurationChanged()
@@ -108,8 +114,9 @@ export class Replication {
     const { nowMs, options } = this.#state
     if (nowMs < this.#nextHeartbeatMs) return
     const isLate = nowMs >= this.#nextHeartbeatMs + options.heartbeatIntervalMs
+    this.#rest.heartbeatPassed(this.#isQuiet(), nowMs)
     // Answers to a late heartbeat get a whole interval before the next check.
-    this.#nextHeartbeatMs = this.#heartbeatAfter(isLate ? options.heartbeatIntervalMs : 0)
+    this.#nextHeartbeatMs = this.#heartbeatAfter(isLate ? options.heartbeatIntervalMs : this.#rest.delayMs)
     this.#isCheckPutOff = isLate && !this.#isCheckPutOff
     if (!this.#isCheckPutOff) {
       if (!this.#canLead()) {
@@ -125,23 +132,43 @@ export class Replication {
     }
   }
 
+  /** Whether nothing happened since the last heartbeat, and nobody lacks anything. */
+  #isQuiet(): boolean {
+    const { log, commitIndex, nowMs, options } = this.#state
+    const isUnchanged = log.lastIndex === this.#restIndex
+    this.#restIndex = log.lastIndex
+    if (!isUnchanged || commitIndex < log.lastIndex || this.#reads.waiting > 0) return false
+    for (const { state, matchIndex, lastHeardMs } of this.#peers.values()) {
+      const holdsAll = state === 'replicate' && matchIndex === log.lastIndex
+      if (!holdsAll && lastHeardMs > nowMs - 2 * options.electionTimeoutMs) return false
+    }
+    return true
+  }
+
+  /** There is something to do: whoever rested speaks as often as ever again. */
+  endRest(): void {
+    if (this.#rest.end(this.#state.nowMs)) this.#nextHeartbeatMs = this.#heartbeatAfter(0)
+  }
+
   #canLead(): boolean {
-    const { id, nowMs, options, configuration, isAlone, isDiskStalled } = this.#state
+    const { id, nowMs, configuration, isAlone, isDiskStalled } = this.#state
     if (isAlone) return true
     if (isDiskStalled) return false
-    const heardAfterMs = nowMs - options.electionTimeoutMs
+    const heardAfterMs = nowMs - this.#rest.patienceMs(nowMs)
     return hasQuorum(configuration, (voter) => voter === id || (this.#peers.get(voter)?.lastHeardMs ?? Number.NEGATIVE_INFINITY) > heardAfterMs)
   }
 
   #sendHeartbeat(progress: Progress): void {
     const { id, term, commitIndex, outbox } = this.#state
     const known = Math.min(progress.matchIndex, commitIndex)
-    outbox.now({ type: 'heartbeat', from: id, to: progress.id, term, commitIndex: known, round: this.#reads.round })
+    const resting = this.#rest.isResting ? { isResting: true as const } : {}
+    outbox.now({ type: 'heartbeat', from: id, to: progress.id, term, commitIndex: known, round: this.#reads.round, ...resting })
   }
 
   /** Begins a round for the reads that came in, and confirms it at once where this replica's own word is a quorum. */
   beginReads(): void {
     if (!this.#reads.begin()) return
+    this.endRest()
     this.#lease.roundSent(this.#reads.round)
     const { configuration } = this.#state
     for (const progress of this.#peers.values()) {

@@ -122,6 +122,8 @@ export interface Heartbeat extends Envelope {
   readonly commitIndex: number
   /** The leader's own count of rounds, never a caller's id (hazard D4.34). */
   readonly round: number
+  /** There is nothing to do, and the next heartbeat comes later than usual (`rest.ts`). Absent: it does not. */
+  readonly isResting?: true
 }
 
 export interface HeartbeatReply extends Envelope {
@@ -275,6 +277,8 @@ export interface RaftOptions {
   /** A follower campaigns when it heard no leader for a time drawn from [electionTimeoutMs, 2 * electionTimeoutMs). */
   readonly electionTimeoutMs: number
   readonly heartbeatIntervalMs: number
+  /** A leader that had nothing to do for so many heartbeats rests (`rest.ts`): only for hosts that notice the death of a node. Absent: never. */
+  readonly restAfterHeartbeats?: number
   /** Bytes of entries under way to one follower. */
   readonly maxInflightBytes: number
   /** Bytes of entries in one append message; a single larger entry still goes alone. */
