@@ -166,6 +166,10 @@ async function openMember(options: MemberOptions): Promise<Node> {
       onStatus: (status) => tell(() => node?.emit('status', status)),
     })
     closers.unshift(() => engine.close())
+    messenger.onPeerState((address, state) => {
+      const peer = router.nodeAt(address)
+      if (state === 'lost' && peer !== undefined) engine.host.peerLost(peer)
+    })
     const service = new KvService({ host: engine.host, messenger, ownership: router, limits })
     const client = makeClient(options, runtime, messenger, router, limits, { nodeId, service }, () => keeper.refreshSoon())
     closers.unshift(() => client.close())

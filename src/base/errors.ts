@@ -11,6 +11,8 @@
  * | ClosedError | stop using this object |
  * | RefusedError | the other side, or a folder, belongs to something else: fix the deployment |
  * | CorruptionError | stored bytes are damaged: stop, heal from a peer or a backup |
+ *
+ * `STORAGE_FAILED` is not thrown at callers: it is the `failure` of a node whose disk failed (full, broken): mend the disk, then open the node again.
  */
 
 /** Options that every quorate error takes. */
@@ -95,4 +97,11 @@ export class CorruptionError extends QuorateError {
   constructor(message: string, code = 'CORRUPTION', options?: QuorateErrorOptions) {
     super(code, message, false, options)
   }
+}
+
+/** What a node says of itself when its disk would not take a write: code `STORAGE_FAILED`, and what the system said as its cause. */
+export function storageFailure(what: string, cause: unknown): QuorateError {
+  return new QuorateError('STORAGE_FAILED', `${what} could not be written: ${cause instanceof Error ? cause.message : String(cause)}`, false, {
+    cause,
+  })
 }

@@ -239,9 +239,13 @@ export class Engine {
   /** Stops the groups and writes what is applied. The folder stays open. */
   async close(): Promise<void> {
     this.#closing = true
-    await this.lives.close()
-    await this.host.stop()
-    for (const store of this.#stores.values()) await store.close()
+    try {
+      await this.lives.close()
+      await this.host.stop()
+    } finally {
+      // Also when the log failed: a timer of a store must not come upon a closed folder.
+      for (const store of this.#stores.values()) await store.close()
+    }
   }
 }
 

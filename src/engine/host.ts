@@ -10,6 +10,7 @@
  * 5. A message names the life of its sender and that of its receiver, and reaches only the replica of that life (hazards p5, n17, D5.45).
  */
 import { Reader, Writer } from '../base/codec.js'
+import { storageFailure } from '../base/errors.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
 import { decodeMessage, encodeMessage } from '../raft/message-codec.js'
 import { mergeWork } from '../raft/persistence.js'
@@ -288,7 +289,7 @@ export class Host {
         this.#stopped = true
         this.#cancelTick?.()
         for (const replica of this.replicas) replica.stop()
-        this.#options.onFailure(error, null)
+        this.#options.onFailure(storageFailure('the log', error), null)
       },
     )
   }

@@ -13,7 +13,7 @@
  */
 import { fromLatin1 } from '../base/bytes.js'
 import { Reader, Writer } from '../base/codec.js'
-import { ClosedError, CorruptionError } from '../base/errors.js'
+import { ClosedError, CorruptionError, QuorateError, storageFailure } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { Database, DatabaseBatch, DatabaseIterator, DatabaseReader } from './database.js'
 import { type FrozenChanges, RecordTable, type StateRecord } from './record-table.js'
@@ -123,7 +123,7 @@ export class StateStore {
 
   #fail(error: unknown): void {
     this.#failed = true
-    this.#options.onFailure(error)
+    this.#options.onFailure(error instanceof QuorateError ? error : storageFailure('the state', error))
   }
 
   /** The index of the last log entry whose effect reads see. */

@@ -213,6 +213,7 @@ export class RaftCore implements Consensus {
         break
       case 'unreachable':
         this.#replication.onUnreachable(input.peer)
+        this.#election.onUnreachable(input.peer)
         break
       default:
         unreachable(input)

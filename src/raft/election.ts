@@ -14,6 +14,9 @@
  * 6. A replica whose disk hangs does not campaign: it could not keep what it promises.
  * 7. A tick that comes late by a heartbeat interval means that the host stood still, and that what a living leader sent may lie unread: the deadline moves on by
  * one interval, once (hazard p10).
+ * 8. Two things shorten the wait, and only that: no promise is broken by them, and each ends in a pre-vote. When the connection to the leader broke, its process is probably gone: then there is
+ * nothing to wait for but the end of what was promised to it (T after it was last heard), unless it is heard again. And of two candidates in one term, neither of which may get anywhere, the one with the
+ * better log, or else the greater id, does not sit that term out. Both waits end at a time that is drawn, so that those who wait together do not campaign together.
  */
 import { hasQuorum, votersOf } from './quorum.js'
 import { restTimeoutFactor } from './rest.js'
@@ -33,6 +36,8 @@ export class Election {
   /** The leader asked for this campaign. */
   #isForTransfer = false
   readonly #granted = new Set<NodeId>()
+  /** The wait was shortened because the connection to the leader broke. */
+  #isHurried = false
   #sequence: number
 
   constructor(state: ReplicaState, transitions: Transitions) {
@@ -61,6 +66,21 @@ export class Election {
   restartTimer(timeouts = 1): void {
     this.#deadlineMs = this.#drawDeadline(timeouts)
     this.#isDeadlineMoved = false
+    this.#isHurried = false
+  }
+
+  /** Waits no longer than until a time drawn from so long after `fromMs`. */
+  #hurry(fromMs: number, withinMs: number): void {
+    this.#deadlineMs = Math.min(this.#deadlineMs, fromMs + withinMs * this.#state.options.random())
+  }
+
+  /** The connection to a peer broke (invariant 8). */
+  onUnreachable(peer: NodeId): void {
+    const { role, leader, options } = this.#state
+    // Told again and again, it must not draw until the time is short.
+    if (role !== 'follower' || leader !== peer || this.#isHurried) return
+    this.#isHurried = true
+    this.#hurry(this.#heardMs + options.electionTimeoutMs, 2 * options.heartbeatIntervalMs)
   }
 
   /** The leader of the present term sent something. */
@@ -173,7 +193,19 @@ export class Election {
       this.#transitions.becomeFollower(state.term, null)
       this.restartTimer()
     }
+    if (state.role === 'candidate' && this.#outranks(message)) {
+      const { heartbeatIntervalMs } = state.options
+      // Others have this long to decide for one of the two.
+      this.#hurry(state.nowMs + heartbeatIntervalMs, heartbeatIntervalMs)
+    }
     this.#replyToVote(message, granted)
+  }
+
+  /** Of two candidates in one term, whether this one is to try again first (invariant 8). */
+  #outranks({ from, lastTerm, lastIndex }: VoteRequest): boolean {
+    const { log, id } = this.#state
+    if (!this.#isUpToDate(lastTerm, lastIndex)) return true
+    return lastTerm === log.lastTerm && lastIndex === log.lastIndex && id > from
   }
 
   refuseVote(message: VoteRequest): void {

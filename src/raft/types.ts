@@ -184,7 +184,7 @@ export type Input =
   | { readonly type: 'compacted'; readonly index: number }
   /** The state machine was replaced by a snapshot that reaches this index, beyond what was applied; the configuration is the one in force there. */
   | { readonly type: 'restored'; readonly index: number; readonly term: number; readonly configuration: Configuration }
-  /** The transport lost or regained its connection to a peer: only a hint. */
+  /** The transport lost its connection to a peer: only a hint. A follower whose leader it is waits for it no longer than it promised to. */
   | { readonly type: 'unreachable'; readonly peer: NodeId }
 
 /** The log starts anew right after an index. */

@@ -177,6 +177,10 @@ export class Dispatcher {
 
   #flushRoute(route: GroupRoute): void {
     const { writes, reads, scans } = route.take()
+    const nowMs = this.#options.runtime.nowMs()
+    // What is too late already is not sent any more: a write that never was has certainly not been done.
+    for (const operations of [writes, reads, scans])
+      for (const operation of operations) if (operation.deadlineMs <= nowMs) this.#fail(operation, expiredError(operation))
     let full = false
     for (const { operations, bytes } of chunks(writes)) {
       full ||= route.bytesUnderWay > 0 && route.bytesUnderWay + bytes > maxBytesUnderWay

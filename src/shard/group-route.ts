@@ -10,7 +10,8 @@ import type { NodeId } from '../raft/types.js'
 import type { Operation, ReadOperation, ScanOperation, WriteOperation } from './operations.js'
 
 const firstPauseMs = 5
-const longestPauseMs = 80
+/** Short: it is added to every failover, half of it on average. */
+const longestPauseMs = 30
 /** Hints followed one after the other without a pause. */
 const maxHops = 2
 /** Followers name a dead leader until they elect another. A node that is back must be found soon all the same, so being lost wears off. */

@@ -165,8 +165,8 @@ describe('Node', () => {
       failing = true
       const write = await node.kv.put('a', '2', { timeoutMs: 200 }).catch((error: unknown) => error)
       expect(write).to.include({ code: 'OUTCOME_UNKNOWN' })
-      expect(await told).to.equal(failure)
-      expect(node.status().failure).to.equal(failure)
+      expect(await told).to.include({ code: 'STORAGE_FAILED', cause: failure })
+      expect(node.status().failure).to.equal(await told)
       const read = await node.kv.get('a', { timeoutMs: 200 }).catch((error: unknown) => error)
       expect(read).to.include({ code: 'TIMEOUT' })
       await node.close()

@@ -1,6 +1,6 @@
 /** One engine over real LevelDB folders, driven by hand: the tests deliver messages, look at what is sent, and hold back what the disk does. */
 import { Writer } from '../../../src/base/codec.js'
-import { systemRuntime } from '../../../src/base/runtime.js'
+import { type Runtime, systemRuntime } from '../../../src/base/runtime.js'
 import { shardOf, writeBatchHeader, writeCommand } from '../../../src/engine/command.js'
 import { DataFolder } from '../../../src/engine/data-folder.js'
 import { type DatabaseBatch, type OpenDatabase, openLevel } from '../../../src/engine/database.js'
@@ -71,6 +71,23 @@ export class EngineFixture {
   readonly logGate = new DiskGate()
   readonly stateGate = new DiskGate()
   readonly failures: unknown[] = []
+  /** Timers that are set: they have neither fired nor been called off. */
+  readonly timers = new Set<object>()
+  readonly #runtime: Runtime = {
+    ...systemRuntime,
+    schedule: (delayMs, task) => {
+      const timer = {}
+      this.timers.add(timer)
+      const cancel = systemRuntime.schedule(delayMs, () => {
+        this.timers.delete(timer)
+        task()
+      })
+      return () => {
+        this.timers.delete(timer)
+        cancel()
+      }
+    },
+  }
   messenger = new HandMessenger()
   engine!: Engine
   #data!: DataFolder
@@ -105,7 +122,7 @@ export class EngineFixture {
       this.engine = await Engine.open({
         nodeId: 'b',
         folder: this.#data,
-        runtime: systemRuntime,
+        runtime: this.#runtime,
         messenger: this.messenger,
         tuning: { ...defaultTuning, electionTimeoutMs: 600_000, heartbeatIntervalMs: 100_000, ...tuning },
         addressOf: (nodeId) => `address of ${nodeId}`,
