@@ -18,6 +18,7 @@ import { Lives } from './lives.js'
 import { LogStore } from './log-store.js'
 import { openLog } from './open-log.js'
 import { Replica } from './replica.js'
+import { Snapshots } from './snapshots.js'
 import { deleteState } from './state-area.js'
 import { StateStore } from './state-store.js'
 
@@ -44,6 +45,10 @@ export interface EngineTuning {
   readonly compactLogBytes: number
   /** … or to half of so many entries when it has more. What live followers still need is kept up to twice as much. */
   readonly compactLogEntries: number
+  /** Snapshots are sent in portions of about so many bytes … */
+  readonly snapshotChunkBytes: number
+  /** … and fetched at this rate, over all groups of a node. */
+  readonly snapshotBytesPerSecond: number
 }
 
 export const defaultTuning: EngineTuning = {
@@ -59,6 +64,8 @@ export const defaultTuning: EngineTuning = {
   cacheBytes: 64 * 1024 * 1024,
   compactLogBytes: 64 * 1024 * 1024,
   compactLogEntries: 1_000_000,
+  snapshotChunkBytes: 256 * 1024,
+  snapshotBytesPerSecond: 64 * 1024 * 1024,
 }
 
 export interface EngineOptions {
@@ -78,6 +85,7 @@ export interface GroupStatus extends Omit<RaftStatus, 'id'> {
 
 export class Engine {
   readonly host: Host
+  readonly snapshots: Snapshots
   /** Makes and destroys replicas while the node runs. */
   readonly lives: Lives
   readonly #options: EngineOptions
@@ -103,6 +111,18 @@ export class Engine {
         onFailure(error)
       },
       onStatus: (replica) => onStatus(statusOf(replica)),
+    })
+    this.snapshots = new Snapshots({
+      messenger,
+      runtime,
+      addressOf,
+      replicaOf: (group) => this.host.replica(group),
+      chunkBytes: options.tuning.snapshotChunkBytes,
+      maxBytesPerSecond: options.tuning.snapshotBytesPerSecond,
+      onFailure: (group, error) => {
+        const replica = this.host.replica(group)
+        if (replica !== undefined) this.host.fail(replica, error)
+      },
     })
     this.lives = new Lives({
       folder: options.folder,
@@ -159,6 +179,7 @@ export class Engine {
   async #stop(group: number): Promise<void> {
     const replica = this.host.replica(group)
     if (replica !== undefined) await this.host.remove(replica)
+    await this.snapshots.stop(group)
     const store = this.#stores.get(group)
     this.#stores.delete(group)
     await store?.close()
@@ -224,6 +245,8 @@ export class Engine {
       store,
       machine,
       log: this.#log,
+      neededAfter: () => this.snapshots.neededAfter(group),
+      onOffer: (offered, request) => this.snapshots.offered(offered, request),
       compaction: { maxBytes: tuning.compactLogBytes, maxEntries: tuning.compactLogEntries },
       runtime,
       onDirty: (dirty) => this.host.wake(dirty),
@@ -241,6 +264,7 @@ export class Engine {
     this.#closing = true
     try {
       await this.lives.close()
+      await this.snapshots.close()
       await this.host.stop()
     } finally {
       // Also when the log failed: a timer of a store must not come upon a closed folder.

@@ -210,6 +210,11 @@ export class KvMachine {
     return state
   }
 
+  /** The store holds another state now: a snapshot was installed. */
+  forget(): void {
+    this.#shards.clear()
+  }
+
   /** Puts the changed revision counters into the store: called right before a flush. */
   saveShards(): void {
     for (const [shard, state] of this.#shards) {

@@ -8,13 +8,16 @@
  * 3. A read runs when the state has reached the index that the core confirmed for it.
  * 4. Applying runs in slices of a few milliseconds and pauses while the state store is congested.
  */
-import { CorruptionError } from '../base/errors.js'
+import { CorruptionError, UnavailableError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
-import { type Consensus, EntryKind, type Input, type NodeId, type Output, type RejectReason } from '../raft/types.js'
+import { type Consensus, EntryKind, type Input, type InstallRequest, type NodeId, type Output, type RejectReason } from '../raft/types.js'
+import type { SnapshotManifest, SnapshotRecord } from '../snapshot/messages.js'
+import type { SnapshotCapture } from '../snapshot/sender.js'
 import type { CommandResult } from './command.js'
 import { type CompactionLimits, decideCompaction } from './compaction.js'
 import type { KvMachine } from './kv-machine.js'
 import type { LogBase, LogStore } from './log-store.js'
+import { encodeOrigin } from './open-log.js'
 import type { StateStore } from './state-store.js'
 
 /** Why a proposal or read got no result. `lost`: it may still take effect; all others: it certainly does not. */
@@ -37,6 +40,10 @@ export interface ReplicaOptions {
   readonly machine: KvMachine
   readonly log: LogStore
   readonly compaction: CompactionLimits
+  /** Entries after this index are needed by those who receive a snapshot from here. */
+  readonly neededAfter: () => number
+  /** The leader has offered a snapshot that this replica needs. */
+  readonly onOffer: (replica: Replica, request: InstallRequest) => void
   readonly runtime: Runtime
   /** The core has something to drain: the host must run a cycle. */
   readonly onDirty: (replica: Replica) => void
@@ -179,6 +186,7 @@ export class Replica {
         take(this.#reads, id)(refusal)
       }
     }
+    if (output.install !== null) this.#options.onOffer(this, output.install)
     if (this.core.role !== 'leader' && this.#waitingWritesAt < this.#waitingWrites.length) this.#loseWrites('lost')
   }
 
@@ -216,7 +224,8 @@ export class Replica {
   async #applyFromLog(): Promise<void> {
     const first = this.appliedIndex + 1
     const entries = await this.#options.log.read(this.group, first, this.core.commitIndex, applyReadBytes)
-    if (this.#stopped) return
+    // A snapshot may be taking the state's place meanwhile (hazard D6.47); applying goes on after that.
+    if (this.#stopped || this.#store.isInstalling || this.appliedIndex >= first) return
     for (const entry of entries) {
       // From here on the core has cut the log, in memory and perhaps not yet on disk: what replaced this entry is in its memory.
       if (entry.index !== this.appliedIndex + 1 || entry.term !== this.core.termAt(entry.index)) break
@@ -249,9 +258,9 @@ export class Replica {
     return { index: compactTo, term: this.core.termAt(compactTo)!, configuration: this.core.configurationAt(compactTo)! }
   }
 
-  /** Entries after this index are needed by live followers. One that needs a snapshot anyway needs none of those that are here. */
+  /** Entries after this index are needed by live followers, and by those who receive a snapshot. One that is still to be sent one needs none of those that are here. */
   #neededAfter(): number {
-    let neededAfter = Number.POSITIVE_INFINITY
+    let neededAfter = this.#options.neededAfter()
     for (const { matchIndex, state, isActive } of this.core.progress()) {
       if (isActive && state !== 'snapshot') neededAfter = Math.min(neededAfter, matchIndex)
     }
@@ -289,6 +298,40 @@ export class Replica {
     for (const { reply } of this.#waitingReads.splice(0, ready)) reply(null)
     this.core.step({ type: 'applied', index: applied })
     if (this.core.dirty) this.#options.onDirty(this)
+  }
+
+  /** The state as the database holds it, for sending it to a replica that the log no longer serves. */
+  capture(): SnapshotCapture {
+    const { index, read, close } = this.#store.capture()
+    const term = this.core.termAt(index)
+    const configuration = this.core.configurationAt(index)
+    if (index > 0 && term !== undefined && configuration !== undefined) return { index, term, configuration, read, close }
+    void close()
+    throw new UnavailableError(`group ${this.group} has nothing to send yet`)
+  }
+
+  /** Makes room for a snapshot. */
+  beginInstall(): Promise<void> {
+    return this.#store.beginStaging()
+  }
+
+  stage(records: readonly SnapshotRecord[]): Promise<void> {
+    return this.#store.stage(records)
+  }
+
+  abandonInstall(): void {
+    this.#store.discardStaging()
+  }
+
+  /** Puts what was staged in the state's place, if it is ahead; the log follows. Resolves to whether it was. */
+  install({ index, term, configuration }: SnapshotManifest): Promise<boolean> {
+    return this.#store.install(index, encodeOrigin({ index, term, configuration }), () => {
+      if (this.#stopped) return
+      this.machine.forget()
+      this.#step({ type: 'restored', index, term, configuration })
+      if (!this.#stopped) this.#reportApplied()
+      this.#options.onDirty(this)
+    })
   }
 
   /** Answers every caller; nothing is accepted any more. */

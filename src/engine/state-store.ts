@@ -52,11 +52,18 @@ export interface StateStoreOptions {
   readonly onFailure: (error: unknown) => void
 }
 
+/** A run of records. */
+export interface StatePage {
+  readonly records: [key: Uint8Array, value: Uint8Array][]
+  /** There are no records after these. */
+  readonly isLast: boolean
+}
+
 /** The state as it was at one applied index, of the database alone; stays so while writes go on. */
 export interface StateCapture {
   readonly index: number
-  /** Records in key order, those after a key (from the first for null): up to about `maxBytes`, at least one, none at the end. Keys are without group and area. */
-  read(after: Uint8Array | null, maxBytes: number): Promise<[Uint8Array, Uint8Array][]>
+  /** Records in key order, those after a key (from the first for null), up to about `maxBytes` but at least one. Keys are without group and area. */
+  read(after: Uint8Array | null, maxBytes: number): Promise<StatePage>
   close(): Promise<void>
 }
 
@@ -144,6 +151,11 @@ export class StateStore {
   /** True while a flush is due and waits for the log: the host goes on when its next log write is done. */
   get awaitsLog(): boolean {
     return this.#due && this.#flushing === null && !this.#failed && this.#appliedIndex > this.#options.durableIndex()
+  }
+
+  /** True while a snapshot takes the state's place: nothing may be applied. */
+  get isInstalling(): boolean {
+    return this.#installing !== null
   }
 
   /** Resolves when the flush or install under way is done. */
@@ -269,7 +281,7 @@ export class StateStore {
 
   /** Removes what was staged, in the background. */
   discardStaging(): void {
-    if (!this.#closed && this.#installing === null) this.#startEmptying()
+    if (!this.#closed && !this.#failed && this.#installing === null) this.#startEmptying()
   }
 
   /** Stages a part of a snapshot. Durable when it resolves; invisible until `install`. */
@@ -367,19 +379,19 @@ export class StateStore {
   }
 }
 
-async function readPage(iterator: DatabaseIterator, prefixLength: number, maxBytes: number): Promise<[Uint8Array, Uint8Array][]> {
-  const records: [Uint8Array, Uint8Array][] = []
+async function readPage(iterator: DatabaseIterator, prefixLength: number, maxBytes: number): Promise<StatePage> {
+  const records: StatePage['records'] = []
   let bytes = 0
-  while (bytes < maxBytes) {
+  while (bytes < maxBytes || records.length === 0) {
     const page = await iterator.nextv(256)
-    if (page.length === 0) break
+    if (page.length === 0) return { records, isLast: true }
     for (const [key, value] of page) {
       records.push([key.subarray(prefixLength), value])
       bytes += key.length + value.length
       if (bytes >= maxBytes) break
     }
   }
-  return records
+  return { records, isLast: false }
 }
 
 function readApplied(reader: DatabaseReader, prefix: string): number {

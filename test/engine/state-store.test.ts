@@ -4,7 +4,7 @@ import { CorruptionError } from '../../src/base/errors.js'
 import { systemRuntime } from '../../src/base/runtime.js'
 import { type Database, openLevel } from '../../src/engine/database.js'
 import type { StateRecord } from '../../src/engine/record-table.js'
-import { type StateCapture, StateStore } from '../../src/engine/state-store.js'
+import { type StateCapture, type StatePage, StateStore } from '../../src/engine/state-store.js'
 import { SeededRandom } from '../../src/testing/seeded-random.js'
 import { withFolder } from '../support/folders.js'
 import { newSeed } from '../support/seed.js'
@@ -393,10 +393,10 @@ function expectedKeys(first: number, last: number): [string, string][] {
 async function readAll(capture: StateCapture, maxBytes: number): Promise<[string, string][]> {
   const found: [string, string][] = []
   for (let after: Uint8Array | null = null; ; ) {
-    const page: [Uint8Array, Uint8Array][] = await capture.read(after, maxBytes)
-    if (page.length === 0) return found
-    for (const [key, value] of page) found.push([Buffer.from(key).toString('latin1'), Buffer.from(value).toString()])
-    after = page[page.length - 1]![0]
+    const { records, isLast }: StatePage = await capture.read(after, maxBytes)
+    for (const [key, value] of records) found.push([Buffer.from(key).toString('latin1'), Buffer.from(value).toString()])
+    if (isLast) return found
+    after = records[records.length - 1]![0]
   }
 }
 
@@ -404,10 +404,10 @@ async function readAll(capture: StateCapture, maxBytes: number): Promise<[string
 async function stageCopy(store: StateStore, capture: StateCapture): Promise<void> {
   await store.beginStaging()
   for (let after: Uint8Array | null = null; ; ) {
-    const page: [Uint8Array, Uint8Array][] = await capture.read(after, 200)
-    if (page.length === 0) break
-    await store.stage(page)
-    after = page[page.length - 1]![0]
+    const { records, isLast }: StatePage = await capture.read(after, 200)
+    await store.stage(records)
+    if (isLast) break
+    after = records[records.length - 1]![0]
   }
   await capture.close()
 }
