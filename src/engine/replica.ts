@@ -83,10 +83,8 @@ export class Replica {
   #waitingReads: WaitingRead[] = []
   #applying = false
   #stopped = false
-  /** The log is not looked at again before it has grown to so many bytes, or entries, or the state was flushed further. */
-  #compactionDueBytes = 0
-  #compactionDueIndex = 0
-  #compactionFlushedIndex = -1
+  /** What the log and the state were when it was last asked whether to compact. */
+  #compactionAsked = { bytes: 0, lastIndex: 0, flushedIndex: -1 }
 
   constructor(options: ReplicaOptions) {
     this.group = options.group
@@ -244,15 +242,15 @@ export class Replica {
     const table = log.table(this.group)
     const { flushedIndex } = this.#store
     const { lastIndex } = this.core
-    const isDue = table.bytes > this.#compactionDueBytes || lastIndex > this.#compactionDueIndex || flushedIndex !== this.#compactionFlushedIndex
+    const asked = this.#compactionAsked
+    const isDue =
+      flushedIndex !== asked.flushedIndex ||
+      Math.abs(table.bytes - asked.bytes) >= limits.maxBytes / 8 ||
+      Math.abs(lastIndex - asked.lastIndex) >= limits.maxEntries / 8
     if (this.#stopped || !isDue) return null
+    this.#compactionAsked = { bytes: table.bytes, lastIndex, flushedIndex }
     const baseIndex = this.core.firstIndex - 1
     const { compactTo, flush } = decideCompaction({ table, baseIndex, lastIndex, flushedIndex, neededAfter: this.#neededAfter(), limits })
-    // What holds a cut back now is asked about again only when there is more to gain.
-    const isHeldBack = compactTo === null
-    this.#compactionDueBytes = Math.max(limits.maxBytes, isHeldBack ? table.bytes + limits.maxBytes / 8 : 0)
-    this.#compactionDueIndex = Math.max((compactTo ?? baseIndex) + limits.maxEntries, isHeldBack ? lastIndex + limits.maxEntries / 8 : 0)
-    this.#compactionFlushedIndex = flushedIndex
     if (flush) this.#store.flushSoon()
     if (compactTo === null) return null
     return { index: compactTo, term: this.core.termAt(compactTo)!, configuration: this.core.configurationAt(compactTo)! }
