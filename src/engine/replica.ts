@@ -83,8 +83,8 @@ export class Replica {
   #waitingReads: WaitingRead[] = []
   #applying = false
   #stopped = false
-  /** What the log and the state were when it was last asked whether to compact. */
-  #compactionAsked = { bytes: 0, lastIndex: 0, flushedIndex: -1 }
+  /** What an overlong log and the state were when it was last asked whether to compact: while nothing much is new the answer is the same. */
+  #compactionAsked: { readonly bytes: number; readonly lastIndex: number; readonly flushedIndex: number } | null = null
 
   constructor(options: ReplicaOptions) {
     this.group = options.group
@@ -242,14 +242,17 @@ export class Replica {
     const table = log.table(this.group)
     const { flushedIndex } = this.#store
     const { lastIndex } = this.core
+    const baseIndex = this.core.firstIndex - 1
     const asked = this.#compactionAsked
-    const isDue =
+    this.#compactionAsked = null
+    if (this.#stopped || (table.bytes <= limits.maxBytes && lastIndex - baseIndex <= limits.maxEntries)) return null
+    const isNews =
+      asked === null ||
       flushedIndex !== asked.flushedIndex ||
       Math.abs(table.bytes - asked.bytes) >= limits.maxBytes / 8 ||
-      Math.abs(lastIndex - asked.lastIndex) >= limits.maxEntries / 8
-    if (this.#stopped || !isDue) return null
-    this.#compactionAsked = { bytes: table.bytes, lastIndex, flushedIndex }
-    const baseIndex = this.core.firstIndex - 1
+      lastIndex - asked.lastIndex >= limits.maxEntries / 8
+    this.#compactionAsked = isNews ? { bytes: table.bytes, lastIndex, flushedIndex } : asked
+    if (!isNews) return null
     const { compactTo, flush } = decideCompaction({ table, baseIndex, lastIndex, flushedIndex, neededAfter: this.#neededAfter(), limits })
     if (flush) this.#store.flushSoon()
     if (compactTo === null) return null

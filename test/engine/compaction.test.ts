@@ -93,7 +93,7 @@ describe('compaction of a group', () => {
       await fixture.open(small)
       try {
         fixture.stateGate.close()
-        for (let index = 1; index <= 60; index++) {
+        for (let index = 1; index <= 120; index++) {
           fixture.append('a', 1, [index - 1, index === 1 ? 0 : 1], [putEntry(index, 1, `k${index}`, 'v')], index)
           await until(() => fixture.status.durableIndex === index)
         }
