@@ -30,6 +30,7 @@ export interface EngineTuning {
   /** A follower that hears no leader campaigns after this time to twice this time. */
   readonly electionTimeoutMs: number
   readonly heartbeatIntervalMs: number
+  /** These bounds in bytes hold for each group while a node has up to eight; more groups share what eight may hold. */
   readonly maxInflightBytes: number
   readonly maxAppendBytes: number
   readonly maxTailBytes: number
@@ -194,7 +195,8 @@ export class Engine {
   }
 
   async #load({ group, life, founders }: ReplicaRecord): Promise<Replica> {
-    const { nodeId, runtime, tuning, folder, onFailure } = this.#options
+    const { nodeId, runtime, folder, onFailure } = this.#options
+    const tuning = shareTuning(this.#options.tuning, this.#stores.size + 1)
     let machine: KvMachine | null = null
     let core: RaftCore | null = null
     let replica: Replica | null = null
@@ -270,6 +272,23 @@ export class Engine {
       // Also when the log failed: a timer of a store must not come upon a closed folder.
       for (const store of this.#stores.values()) await store.close()
     }
+  }
+}
+
+/** Up to so many groups have the bounds of the tuning each; more of them share what so many may hold, so that a node's memory is bounded too. */
+const groupsWithFullBounds = 8
+const leastBoundBytes = 128 * 1024
+
+/** The bounds of the group that is the `count`-th of its node. */
+export function shareTuning(tuning: EngineTuning, count: number): EngineTuning {
+  const share = (bytes: number) => Math.min(bytes, Math.max(leastBoundBytes, (bytes * groupsWithFullBounds) / count))
+  return {
+    ...tuning,
+    maxInflightBytes: share(tuning.maxInflightBytes),
+    maxAppendBytes: share(tuning.maxAppendBytes),
+    maxTailBytes: share(tuning.maxTailBytes),
+    maxUncommittedBytes: share(tuning.maxUncommittedBytes),
+    flushBytes: share(tuning.flushBytes),
   }
 }
 

@@ -2,12 +2,12 @@
  * KvService: answers KV requests for the groups whose replicas live on this node: writes through the log, reads at a confirmed index.
  *
  * Invariants: 1. nothing is proposed that the state machine could refuse as malformed; 2. only shards that the group owns are written or read;
- * 3. each request gets one reply at most; requests under way are bounded by the core's bounds on proposals and reads, and by `maxScans`.
+ * 3. each request gets one reply, once; those under way are bounded in bytes over all groups of the node (the meta group is always heard), and each group bounds its own.
  */
 import { Reader, Writer } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
 import { Channel, type MessengerFace, type Sender } from '../transport/messenger.js'
-import { checkBatch, type Limits, metaShard } from './command.js'
+import { checkBatch, type Limits, metaGroup, metaShard } from './command.js'
 import type { Host } from './host.js'
 import { nodeOf } from './identity.js'
 import type { ValueRecord } from './kv-machine.js'
@@ -37,6 +37,9 @@ export interface Ownership {
 /** Receives one reply; `body` is what follows the status. */
 export type ReplyTo = (status: ReplyStatus, body: Uint8Array) => void
 
+/** What a request that is under way holds beside its bytes, roughly. */
+const requestOverheadBytes = 200
+const defaultMaxBytesUnderWay = 256 * 1024 * 1024
 const maxScans = 64
 const maxPageEntries = 10_000
 /** A reply to a read or scan is ended when it holds so much; what is left of a read is asked for again. */
@@ -48,15 +51,20 @@ export interface KvServiceOptions {
   readonly messenger: MessengerFace
   readonly ownership: Ownership
   readonly limits: Limits
+  /** Bytes of the requests that wait for their answer on this node; more are refused as overloaded. Default 256 MiB. */
+  readonly maxBytesUnderWay?: number
 }
 
 export class KvService {
   readonly #options: KvServiceOptions
   readonly #replyWriter = new Writer(4096)
+  readonly #maxBytesUnderWay: number
+  #bytesUnderWay = 0
   #scans = 0
 
   constructor(options: KvServiceOptions) {
     this.#options = options
+    this.#maxBytesUnderWay = options.maxBytesUnderWay ?? defaultMaxBytesUnderWay
     options.messenger.onMessage(Channel.kvRequest, (from, body) => this.#receive(from, body))
   }
 
@@ -75,13 +83,21 @@ export class KvService {
     const replica = this.#options.host.replica(group)
     if (replica === undefined) return reply(ReplyStatus.wrongGroup, nothing)
     if (!replica.stopped && replica.core.role !== 'leader') return refuse(replica, 'not-leader', reply)
+    const bytes = payload.length + requestOverheadBytes
+    if (this.#bytesUnderWay + bytes > this.#maxBytesUnderWay && this.#bytesUnderWay > 0 && group !== metaGroup)
+      return reply(ReplyStatus.overloaded, nothing)
+    this.#bytesUnderWay += bytes
+    const finish: ReplyTo = (status, body) => {
+      this.#bytesUnderWay -= bytes
+      reply(status, body)
+    }
     try {
-      if (kind === RequestKind.write) this.#write(replica, payload, reply)
-      else if (kind === RequestKind.read) this.#read(replica, payload, reply)
-      else this.#scan(replica, payload, reply)
+      if (kind === RequestKind.write) this.#write(replica, payload, finish)
+      else if (kind === RequestKind.read) this.#read(replica, payload, finish)
+      else this.#scan(replica, payload, finish)
     } catch (error) {
       if (!(error instanceof CorruptionError)) throw error
-      reply(ReplyStatus.malformed, Buffer.from(error.message))
+      finish(ReplyStatus.malformed, Buffer.from(error.message))
     }
   }
 

@@ -2,7 +2,7 @@
 import { expect } from 'chai'
 import { Reader, Writer } from '../../src/base/codec.js'
 import { defaultLimits, shardOf, writeBatchHeader, writeCommand } from '../../src/engine/command.js'
-import type { EngineTuning } from '../../src/engine/engine.js'
+import { defaultTuning, type EngineTuning, shareTuning } from '../../src/engine/engine.js'
 import { ReplyStatus, RequestKind, readReadResult, readScanPage, writeReadKeys, writeScanRequest } from '../../src/engine/kv-protocol.js'
 import { KvService, type Ownership } from '../../src/engine/kv-service.js'
 import { withFolder } from '../support/folders.js'
@@ -74,6 +74,33 @@ describe('KvService', () => {
       reader.end()
       expect(body.length).to.be.at.most(5 * 1024 * 1024)
     }))
+
+  it('hazard q1, R19: what waits on a node is bounded in bytes over all its groups, refused beyond that as overloaded, and let in again afterwards', () =>
+    withService(
+      async (fixture) => {
+        const { engine, messenger } = fixture.engine
+        fixture.service = new KvService({ host: engine.host, messenger, ownership, limits: defaultLimits, maxBytesUnderWay: 10_000 })
+        fixture.engine.logGate.close()
+        const first = fixture.put('a', 'x'.repeat(5000))
+        expect((await fixture.put('b', 'x'.repeat(5000))).status).to.equal(ReplyStatus.overloaded)
+        const second = fixture.put('c', 'x'.repeat(4400))
+        expect((await fixture.read([place('a')])).status, 'reads count too').to.equal(ReplyStatus.overloaded)
+        fixture.engine.logGate.open()
+        expect([(await first).status, (await second).status]).to.deep.equal([ReplyStatus.done, ReplyStatus.done])
+        expect((await fixture.put('b', 'x'.repeat(9000))).status).to.equal(ReplyStatus.done)
+        expect((await fixture.put('d', 'x'.repeat(50_000))).status, 'a single larger one goes alone').to.equal(ReplyStatus.done)
+      },
+      { electionTimeoutMs: 400 },
+    ))
+
+  it('hazard q1: a node with many groups holds no more in memory than one with eight', () => {
+    for (const name of ['maxInflightBytes', 'maxTailBytes', 'maxUncommittedBytes', 'flushBytes'] as const) {
+      expect(shareTuning(defaultTuning, 1)[name]).to.equal(defaultTuning[name])
+      expect(shareTuning(defaultTuning, 8)[name]).to.equal(defaultTuning[name])
+      expect(shareTuning(defaultTuning, 80)[name]).to.equal(Math.max(128 * 1024, defaultTuning[name] / 10))
+    }
+    expect(shareTuning({ ...defaultTuning, flushBytes: 1000 }, 80).flushBytes, 'what is small already stays').to.equal(1000)
+  })
 
   it('hazard E1.10: refuses a read of a shard that there is not', () =>
     withService(async (fixture) => {
