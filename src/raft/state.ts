@@ -67,7 +67,12 @@ export class ReplicaState {
     if (this.#commitIndex > this.log.lastIndex) {
       throw new CorruptionError(`state is applied up to ${this.#commitIndex}, but the log ends at ${this.log.lastIndex}`)
     }
-    if (this.log.lastTerm > this.#term) throw new CorruptionError(`the log holds term ${this.log.lastTerm}, but the hard state ${this.#term}`)
+    if (this.log.lastTerm > this.#term) {
+      const isSnapshot = this.log.lastIndex === this.log.snapshotIndex
+      if (!isSnapshot) throw new CorruptionError(`the log holds term ${this.log.lastTerm}, but the hard state ${this.#term}`)
+      // A crash came between the install of a snapshot and the write that entered its term.
+      this.enterTerm(this.log.lastTerm, null)
+    }
   }
 
   get term(): number {

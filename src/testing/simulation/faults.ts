@@ -29,6 +29,8 @@ const messageTypes: readonly Message['type'][] = [
   'append-reply',
   'heartbeat',
   'heartbeat-reply',
+  'snapshot-offer',
+  'timeout-now',
 ]
 
 export class FaultInjector {
@@ -220,6 +222,7 @@ export class FaultInjector {
         return
       }
       case 'flapping': {
+        if (size === 1) return
         const from = this.#anyone()
         const to = random.pick(replicas.filter((replica) => replica !== from))
         this.#flap(from.id, to.id, random.integer(3, 20), random.chance(0.5))

@@ -2,9 +2,11 @@
  * The end of a run: faults stop, first for a majority alone, then for all.
  *
  * R18 liveness: 1. once a majority is up, mutually connected and sound, a leader serves within `healElectionTimeouts` election timeouts, whatever the others
- * are: down, still, cut off in one direction, or connected to some of it, and goes on leading; 2. once all are sound, all logs and states become the same, and nothing
+ * are: down, still, cut off in one direction, or connected to some of it, and goes on leading; 2. once all are sound, no joint configuration is in force, the logs and states of all members become the same, and nothing
  * that was asked still waits; 3. every acknowledged write is in every log (R8), no command is there twice (K3), and none that was refused or lost (K4).
  */
+import { hasQuorum, isMember } from '../../raft/quorum.js'
+import type { Configuration, NodeId } from '../../raft/types.js'
 import type { SeededRandom } from '../seeded-random.js'
 import type { EventQueue } from './event-queue.js'
 import { type InvariantChecker, InvariantViolation } from './invariants.js'
@@ -43,7 +45,7 @@ export class Healing {
   run(): void {
     const { replicas, checker, workload, trace } = this.#environment
     const size = replicas.length
-    const sound = this.#random.shuffle(replicas).slice(0, this.#random.integer(Math.floor(size / 2) + 1, size))
+    const sound = this.#drawSound()
     this.#healSome(sound)
     if (sound.length < size) {
       this.#environment.reach('majority-alone-healed')
@@ -56,9 +58,34 @@ export class Healing {
     const freshIndex = this.#serve('all are sound and connected')
     this.#converge(freshIndex)
     this.#stay('all are sound and connected')
-    checker.checkFinal(commandIdOf)
-    const { disk } = replicas[0] as SimulatedReplica
-    workload.checkFinal(disk.read(1, disk.lastIndex, Number.MAX_SAFE_INTEGER))
+    checker.checkFinal(
+      this.#members().map(({ id }) => id),
+      commandIdOf,
+    )
+    workload.checkFinal(checker.appliedEntries)
+  }
+
+  /** Some replicas that are a quorum by every configuration that anybody goes by, or might after a restart. */
+  #drawSound(): SimulatedReplica[] {
+    const { replicas } = this.#environment
+    const order = this.#random.shuffle(replicas)
+    const all = replicas.flatMap(({ core, disk }) => [core?.configuration, disk.configurations().at(-1)?.configuration])
+    const configurations = all.filter((configuration) => configuration !== undefined && configuration.voters.length > 0) as Configuration[]
+    let count = this.#random.integer(1, replicas.length)
+    const isSound = (id: NodeId): boolean => order.slice(0, count).some((replica) => replica.id === id)
+    while (count < replicas.length && !configurations.every((configuration) => hasQuorum(configuration, isSound))) count++
+    return order.slice(0, count)
+  }
+
+  /** Who takes part, by the leader of the highest term. */
+  #members(): SimulatedReplica[] {
+    const { replicas } = this.#environment
+    let leader: SimulatedReplica | undefined
+    for (const replica of replicas) {
+      if (replica.core?.role === 'leader' && !replica.paused && replica.core.term > (leader?.core?.term ?? 0)) leader = replica
+    }
+    const configuration = leader?.core?.configuration
+    return configuration === undefined || configuration.votersOutgoing.length > 0 ? [] : replicas.filter(({ id }) => isMember(configuration, id))
   }
 
   #healSome(sound: readonly SimulatedReplica[]): void {
@@ -94,7 +121,13 @@ export class Healing {
     const electionTimeoutUs = this.#electionTimeoutUs
     replica.clockRate = 1 + (this.#random.next() * 2 - 1) * Math.min(plan.clockDrift, 0.1)
     replica.disk.calm({ writeMeanUs: Math.min(plan.disk.writeMeanUs, electionTimeoutUs / 100), readMeanUs: Math.min(plan.disk.readMeanUs, 100) })
-    replica.model = { ...plan.host, applyDelayUs: Math.min(plan.host.applyDelayUs, 1000), crashAtChange: 0, crashAtTruncation: 0 }
+    replica.model = {
+      ...plan.host,
+      applyDelayUs: Math.min(plan.host.applyDelayUs, 1000),
+      snapshotUs: Math.min(plan.host.snapshotUs, electionTimeoutUs / 2),
+      crashAtChange: 0,
+      crashAtTruncation: 0,
+    }
   }
 
   #wake(replica: SimulatedReplica): void {
@@ -165,9 +198,12 @@ export class Healing {
 
   #converge(freshIndex: number): void {
     const { replicas, runUntil } = this.#environment
-    const first = replicas[0] as SimulatedReplica
-    const same = (): boolean =>
-      replicas.every(
+    const same = (): boolean => {
+      const members = this.#members()
+      const first = members[0]
+      // Whoever takes no part any more may never learn what became of the entries in its log.
+      if (first === undefined || !replicas.every(({ core, unanswered }) => core !== null && unanswered === 0)) return false
+      return members.every(
         ({ core, appliedIndex, disk, waiting }) =>
           core !== null &&
           waiting === 0 &&
@@ -177,10 +213,12 @@ export class Healing {
           disk.lastIndex === appliedIndex &&
           disk.shape.hashAt(appliedIndex) === first.disk.shape.hashAt(appliedIndex),
       )
+    }
     if (!runUntil.call(this.#environment, same, this.#electionTimeoutUs * healElectionTimeouts + this.#backlogUs())) {
       throw new InvariantViolation('R18', `the replicas did not converge after the last fault: ${this.#describe()}`)
     }
-    for (const { id, stateHash } of replicas) {
+    const [first, ...others] = this.#members() as [SimulatedReplica, ...SimulatedReplica[]]
+    for (const { id, stateHash } of others) {
       if (stateHash !== first.stateHash) throw new InvariantViolation('R14', `${id} ends with another state than ${first.id}`)
     }
   }
@@ -190,7 +228,7 @@ export class Healing {
       .map(({ id, core, paused, appliedIndex, disk, waiting }) =>
         core === null
           ? `${id} down`
-          : `${id} ${paused ? 'paused ' : ''}${core.role} term ${core.term} last ${core.lastIndex} durable ${disk.lastIndex} commit ${core.commitIndex} applied ${appliedIndex} waiting ${waiting}`,
+          : `${id} ${core.configuration.voters.includes(id) ? '' : 'no voter '}${paused ? 'paused ' : ''}${core.role} term ${core.term} last ${core.lastIndex} durable ${disk.lastIndex} commit ${core.commitIndex} applied ${appliedIndex} waiting ${waiting}`,
       )
       .join('; ')
   }

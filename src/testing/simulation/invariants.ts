@@ -13,24 +13,21 @@
  * R9 a leader commits by counting only in its own term
  * R10 a committed entry is in the durable logs of a quorum
  * R11 persist before send: what a vote, a vote request or an acknowledgement promises is on the sender's disk
+ * R12, R13, R16 (membership and snapshots): configuration-checker.ts
  * R14 the state at an applied index is the same everywhere
  * R15 a read reflects everything that was committed before it was asked
  * R17 every entry is applied exactly once, in order
  */
-import type { Consensus, Entry, Message, NodeId, PersistWork } from '../../raft/types.js'
+import { hasQuorum } from '../../raft/quorum.js'
+import type { Configuration, Consensus, Entry, Message, NodeId, PersistWork } from '../../raft/types.js'
+import { ConfigurationChecker } from './configuration-checker.js'
 import type { SimulatedLogDisk } from './log-disk.js'
 import { LogShape, mixHash } from './log-shape.js'
+import { InvariantViolation } from './violation.js'
 
-/** An invariant that does not hold: the simulation stops at the first. */
-export class InvariantViolation extends Error {
-  readonly invariant: string
+export { InvariantViolation }
 
-  constructor(invariant: string, message: string, options?: ErrorOptions) {
-    super(message, options)
-    this.name = 'InvariantViolation'
-    this.invariant = invariant
-  }
-}
+const nobody: Configuration = { voters: [], learners: [], votersOutgoing: [] }
 
 /** What the checker remembers of a replica's running core. */
 interface CoreView {
@@ -39,10 +36,12 @@ interface CoreView {
   role: string
   term: number
   commitIndex: number
+  /** The configuration in force after the last step, and the one by which the commit index rose last. */
+  configuration: Configuration
+  committedBy: Configuration
 }
 
 export class InvariantChecker {
-  readonly #quorum: number
   readonly #disks = new Map<NodeId, SimulatedLogDisk>()
   readonly #views = new Map<NodeId, CoreView>()
   readonly #cores = new Map<NodeId, Consensus>()
@@ -52,7 +51,13 @@ export class InvariantChecker {
   readonly #storedVotes = new Map<NodeId, { term: number; vote: NodeId | null }>()
   /** Per index and term the hash of the prefix that ends there. */
   readonly #prefixes: Map<number, number>[] = []
-  readonly #committed: number[] = [0]
+  /** The prefix that is known to be committed. */
+  readonly #committed = new LogShape()
+  /** Per committed index, whose quorum committed it. */
+  readonly #committedUnder: (Configuration | undefined)[] = [undefined]
+  readonly #configurations = new ConfigurationChecker()
+  /** What was applied at each index. */
+  readonly #applied: (Entry | undefined)[] = []
   readonly #committedInTerm = new Map<number, number>()
   readonly #stateHashes: number[] = [0]
   readonly #acknowledged = new Map<number, number>()
@@ -61,10 +66,9 @@ export class InvariantChecker {
   twoLeaders = 0
 
   constructor(ids: readonly NodeId[], disks: Iterable<SimulatedLogDisk>) {
-    this.#quorum = Math.floor(ids.length / 2) + 1
     for (const disk of disks) this.#disks.set(disk.id, disk)
     for (const id of ids) {
-      this.#views.set(id, { log: new LogShape(), role: 'follower', term: 0, commitIndex: 0 })
+      this.#views.set(id, { log: new LogShape(), role: 'follower', term: 0, commitIndex: 0, configuration: nobody, committedBy: nobody })
       this.#votes.set(id, new Map())
       this.#storedVotes.set(id, { term: 0, vote: null })
     }
@@ -72,7 +76,12 @@ export class InvariantChecker {
 
   /** The highest index known to be committed anywhere. */
   get maxCommitted(): number {
-    return this.#committed.length - 1
+    return this.#committed.lastIndex
+  }
+
+  /** The prefix that is known to be committed. */
+  get committedPrefix(): LogShape {
+    return this.#committed
   }
 
   /** How many writes were acknowledged to clients. */
@@ -113,7 +122,8 @@ export class InvariantChecker {
     if (core.lastIndex !== disk.lastIndex) {
       throw new InvariantViolation('R8', `${id} restarts with ${core.lastIndex} entries, its disk holds ${disk.lastIndex}`)
     }
-    if (disk.shape.lastTerm > disk.hardState.term) {
+    // A snapshot may be of a term that this replica never heard of.
+    if (disk.shape.lastTerm > disk.hardState.term && disk.lastIndex > disk.base.index) {
       throw new InvariantViolation('R11', `${id}: an entry of term ${disk.shape.lastTerm} is on disk, the term there is ${disk.hardState.term}`)
     }
     if (core.commitIndex < appliedIndex) throw new InvariantViolation('R6', `${id} restarts with commit ${core.commitIndex}, applied ${appliedIndex}`)
@@ -123,7 +133,10 @@ export class InvariantChecker {
     view.role = core.role
     view.term = core.term
     view.commitIndex = core.commitIndex
+    view.configuration = core.configuration
+    view.committedBy = core.configuration
     this.#cores.set(id, core)
+    this.#configurations.started(id, disk.configurations(), core)
   }
 
   stopped(id: NodeId): void {
@@ -149,9 +162,15 @@ export class InvariantChecker {
         )
       }
     }
+    if (role !== view.role && (role === 'pre-candidate' || role === 'candidate')) this.#configurations.campaigns(id, core)
     view.role = role
     view.term = term
-    if (commitIndex !== view.commitIndex) view.commitIndex = commitIndex
+    if (commitIndex !== view.commitIndex) {
+      view.commitIndex = commitIndex
+      // What was committed in this step may have brought the next configuration with it.
+      view.committedBy = view.configuration
+    }
+    view.configuration = core.configuration
   }
 
   #elected(id: NodeId, term: number): void {
@@ -166,6 +185,17 @@ export class InvariantChecker {
   /** The core handed out work for its disk. `leaderTermBefore` is the term that it led when the cycle began, or 0. */
   persistWork(id: NodeId, core: Consensus, work: PersistWork, leaderTermBefore: number): void {
     const log = this.#view(id).log
+    this.#configurations.persistWork(id, core, work)
+    if (work.reset !== null) {
+      const { index, term, keepsLater } = work.reset
+      if (index > this.maxCommitted || this.#committed.termAt(index) !== term) {
+        throw new InvariantViolation('R13', `${id} begins its log after ${index} of term ${term}, which is not what was committed there`)
+      }
+      if (!keepsLater && log.lastIndex > index && log.hashAt(index) === this.#committed.hashAt(index)) {
+        throw new InvariantViolation('R13', `${id} drops what follows on ${index} in its log, where it agrees with the snapshot`)
+      }
+      log.restore(index, this.#committed, keepsLater)
+    }
     if (work.truncateFrom !== null) {
       if (leaderTermBefore !== 0 && core.role === 'leader' && core.term === leaderTermBefore) {
         throw new InvariantViolation('R2', `${id}, leader of term ${leaderTermBefore}, truncates its log from ${work.truncateFrom}`)
@@ -190,13 +220,14 @@ export class InvariantChecker {
     if (core.lastIndex !== log.lastIndex || core.termAt(log.lastIndex) !== log.lastTerm) {
       throw new InvariantViolation('R3', `${id}: log ends at ${core.lastIndex}, but its persist work ends at ${log.lastIndex}`)
     }
+    this.#configurations.drained(id, core)
     while (this.#leadersToCheck.length > 0) {
       const { id: leader, term } = this.#leadersToCheck.pop() as { id: NodeId; term: number }
       this.#checkLeaderComplete(leader, term)
     }
     // Every commit index is compared, not only a new one: a core's log below it could have been replaced in memory.
     const hash = log.hashAt(view.commitIndex)
-    const known = this.#committed[view.commitIndex]
+    const known = this.#committed.hashAt(view.commitIndex)
     if (known === undefined) this.#committedNew(id, core.term, view)
     else if (known !== hash)
       throw new InvariantViolation('R5', `${id}: what it committed up to ${view.commitIndex} differs from what was committed before`)
@@ -206,16 +237,20 @@ export class InvariantChecker {
     let index = 0
     for (const [committedIn, last] of this.#committedInTerm) if (committedIn < term && last > index) index = last
     const hash = this.#view(leader).log.hashAt(index)
-    if (hash !== this.#committed[index])
+    if (hash !== this.#committed.hashAt(index))
       throw new InvariantViolation('R4', `${leader}, leader of term ${term}, lacks what was committed up to ${index}`)
   }
 
   #committedNew(id: NodeId, term: number, view: CoreView): void {
     const before = this.maxCommitted
-    if (view.log.hashAt(before) !== this.#committed[before]) {
+    if (view.log.hashAt(before) !== this.#committed.hashAt(before)) {
       throw new InvariantViolation('R5', `${id} commits up to ${view.commitIndex} on another prefix than was committed up to ${before}`)
     }
-    for (let index = before + 1; index <= view.commitIndex; index++) this.#committed.push(view.log.hashAt(index) as number)
+    for (let index = before + 1; index <= view.commitIndex; index++) {
+      this.#committed.push(view.log.termAt(index) as number, view.log.hashAt(index) as number)
+      this.#committedUnder.push(view.committedBy)
+    }
+    this.#configurations.committed(id, view.commitIndex)
     this.#committedInTerm.set(term, view.commitIndex)
     this.#checkQuorum('R10', `${id} of term ${term} committed ${view.commitIndex}`, view.commitIndex)
     for (const [other, core] of this.#cores) {
@@ -226,9 +261,16 @@ export class InvariantChecker {
   }
 
   #checkQuorum(invariant: string, what: string, index: number): void {
-    let holders = 0
-    for (const disk of this.#disks.values()) if (disk.shape.hashAt(index) === this.#committed[index]) holders++
-    if (holders < this.#quorum) throw new InvariantViolation(invariant, `${what}, but only ${holders} of ${this.#disks.size} disks hold it`)
+    const configuration = this.#committedUnder[index]
+    if (configuration === undefined) return
+    const hash = this.#committed.hashAt(index)
+    if (hasQuorum(configuration, (id) => this.#disk(id).shape.hashAt(index) === hash)) return
+    const holders = [...this.#disks.values()].filter(({ shape }) => shape.hashAt(index) === hash).map(({ id }) => id)
+    const { voters, votersOutgoing } = configuration
+    throw new InvariantViolation(
+      invariant,
+      `${what}, but only ${holders} hold it; the voters were ${voters}${votersOutgoing.length > 0 ? ` and ${votersOutgoing}` : ''}`,
+    )
   }
 
   /** A work became durable. */
@@ -250,7 +292,7 @@ export class InvariantChecker {
         throw new InvariantViolation('R3', `disk of ${disk.id}: ${disk.lastIndex} entries after a write that ends at ${last.index}`)
       if (last.term > term) throw new InvariantViolation('R11', `disk of ${disk.id}: an entry of term ${last.term} is durable before that term is`)
     }
-    if (work.truncateFrom !== null) this.#checkQuorum('R10', `disk of ${disk.id} truncated from ${work.truncateFrom}`, this.maxCommitted)
+    if (work.truncateFrom !== null || work.reset !== null) this.#checkQuorum('R10', `disk of ${disk.id} was cut`, this.maxCommitted)
   }
 
   /** A message leaves its replica, for the network or for itself. */
@@ -324,6 +366,8 @@ export class InvariantChecker {
         if (leader === undefined) throw new InvariantViolation('R1', `${from} acknowledges an append of term ${term}, which nobody leads`)
         const leaderCore = this.#cores.get(leader)
         if (leaderCore?.role !== 'leader' || leaderCore.term !== term) return
+        // Below its snapshot it agrees with whatever is committed, which the leader of an old term may not know.
+        if (match < disk.base.index) return
         if (disk.shape.hashAt(match) !== this.#view(leader).log.hashAt(match)) {
           throw new InvariantViolation('R3', `${from} acknowledges up to ${match} in term ${term}, but its log differs from the leader's there`)
         }
@@ -354,6 +398,7 @@ export class InvariantChecker {
     if (known === undefined) {
       if (entry.index > this.maxCommitted) throw new InvariantViolation('R5', `${id} applies ${entry.index}, which nobody committed`)
       this.#stateHashes[entry.index] = state
+      this.#applied[entry.index] = entry
     } else if (known !== state) {
       throw new InvariantViolation('R14', `${id}: the state after ${entry.index} differs from what another replica had, or it had before`)
     }
@@ -369,6 +414,27 @@ export class InvariantChecker {
   /** The state's hash at an applied index, as the first replica that got there had it. */
   stateHashAt(index: number): number {
     return this.#stateHashes[index] as number
+  }
+
+  /** A replica takes another's state for its own. */
+  installed(id: NodeId, snapshot: { index: number; term: number; stateHash: number; configuration: Configuration }, appliedBefore: number): void {
+    const { index, term, stateHash, configuration } = snapshot
+    if (index <= appliedBefore) throw new InvariantViolation('R13', `${id} goes back from ${appliedBefore} to a snapshot up to ${index}`)
+    if (stateHash !== this.#stateHashes[index] || term !== this.#committed.termAt(index)) {
+      throw new InvariantViolation('R13', `${id} installs a snapshot up to ${index} of term ${term} that is not the state there`)
+    }
+    this.#configurations.installed(id, index, configuration)
+  }
+
+  /** The core is about to be told of a snapshot up to an index: it raises the commit index, on a leader too. */
+  restored(id: NodeId, index: number): void {
+    const view = this.#view(id)
+    view.commitIndex = Math.max(view.commitIndex, index)
+  }
+
+  /** Everything that was applied, in order. */
+  get appliedEntries(): readonly Entry[] {
+    return this.#applied.filter((entry) => entry !== undefined)
   }
 
   /** A client is told that its write at this index is done. */
@@ -388,14 +454,16 @@ export class InvariantChecker {
     if (index < floor) throw new InvariantViolation('R15', `${id} confirms a read at ${index}; ${floor} was committed before it was asked`)
   }
 
-  /** At the end: every acknowledged write is where it was acknowledged, in every log. */
-  checkFinal(commandIdOf: (entry: Entry) => number | undefined): void {
-    for (const disk of this.#disks.values()) {
-      const entries = disk.read(1, disk.lastIndex, Number.MAX_SAFE_INTEGER)
-      for (const [commandId, index] of this.#acknowledged) {
-        const entry = entries[index - 1]
-        if (entry === undefined || commandIdOf(entry) !== commandId) {
-          throw new InvariantViolation('R8', `the acknowledged write ${commandId} at ${index} is not in the log of ${disk.id}`)
+  /** At the end: every acknowledged write is where it was acknowledged, in the log of each of these. */
+  checkFinal(members: readonly NodeId[], commandIdOf: (entry: Entry) => number | undefined): void {
+    for (const [commandId, index] of this.#acknowledged) {
+      const entry = this.#applied[index]
+      if (entry === undefined || commandIdOf(entry) !== commandId) {
+        throw new InvariantViolation('R8', `the acknowledged write ${commandId} at ${index} is not what was applied there`)
+      }
+      for (const id of members) {
+        if (this.#disk(id).shape.hashAt(index) !== this.#committed.hashAt(index)) {
+          throw new InvariantViolation('R8', `the acknowledged write ${commandId} at ${index} is not in the log of ${id}`)
         }
       }
     }

@@ -3,9 +3,19 @@
  *
  * Invariants: 1. at most one write is in flight; 2. a write is atomic: hard state, truncation and entries of all its works are stored
  * together or not at all; 3. a write whose completion was reported survives every crash; 4. of the write in flight a crash keeps all or nothing;
- * 5. what was never handed to `write` is lost.
+ * 5. what was never handed to `write` is lost; 6. entries up to the base are gone, and the base says what was there: by compaction, which is part of a write, or by a reset.
  */
-import type { Entry, HardState, PersistWork, TermRun } from '../../raft/types.js'
+import { decodeConfiguration } from '../../raft/message-codec.js'
+import {
+  type Configuration,
+  type ConfigurationRecord,
+  type Entry,
+  EntryKind,
+  type HardState,
+  type LogReset,
+  type PersistWork,
+  type TermRun,
+} from '../../raft/types.js'
 import type { SeededRandom } from '../seeded-random.js'
 import type { EventQueue } from './event-queue.js'
 import { LogShape } from './log-shape.js'
@@ -22,8 +32,19 @@ export interface DiskModel {
 export interface DiskObserver {
   /** A work has just become durable. */
   stored(disk: SimulatedLogDisk, work: PersistWork): void
+  /** What every log holds up to a committed index. */
+  committedPrefix(): LogShape
   count(fault: string): void
 }
+
+interface Write {
+  readonly works: readonly PersistWork[]
+  /** Entries up to here are dropped with this write; 0 for none. */
+  readonly compactTo: number
+  readonly done: (failed: boolean) => void
+}
+
+const nobody: Configuration = { voters: [], learners: [], votersOutgoing: [] }
 
 /** A log store that lives through crashes of its replica. */
 export class SimulatedLogDisk {
@@ -35,15 +56,17 @@ export class SimulatedLogDisk {
   hangUntilUs = 0
   /** The next write fails. */
   failNext = false
+  base: Omit<LogReset, 'keepsLater'>
   protected entries: Entry[] = []
   protected durableHardState: HardState = { term: 0, vote: null }
   readonly #queue: EventQueue
   readonly #random: SeededRandom
   readonly #observer: DiskObserver
   #model: DiskModel
-  #inFlight: { readonly works: readonly PersistWork[]; readonly done: (failed: boolean) => void } | null = null
+  #inFlight: Write | null = null
 
-  constructor(id: string, queue: EventQueue, random: SeededRandom, model: DiskModel, observer: DiskObserver) {
+  constructor(id: string, queue: EventQueue, random: SeededRandom, model: DiskModel, observer: DiskObserver, configuration: Configuration = nobody) {
+    this.base = { index: 0, term: 0, configuration }
     this.id = id
     this.#queue = queue
     this.#random = random
@@ -56,7 +79,7 @@ export class SimulatedLogDisk {
   }
 
   get lastIndex(): number {
-    return this.entries.length
+    return this.base.index + this.entries.length
   }
 
   get busy(): boolean {
@@ -77,16 +100,22 @@ export class SimulatedLogDisk {
     return runs
   }
 
+  /** The base's configuration and those that entries hold. */
+  configurations(): ConfigurationRecord[] {
+    const later = this.entries.filter(({ kind }) => kind === EntryKind.configuration)
+    return [this.base, ...later.map(({ index, data }) => ({ index, configuration: decodeConfiguration(data) }))]
+  }
+
   /** Starts one synced write; `done` follows when it is durable, or when it failed. */
-  write(works: readonly PersistWork[], done: (failed: boolean) => void): void {
+  write(works: readonly PersistWork[], done: (failed: boolean) => void, compactTo = 0): void {
     if (this.#inFlight !== null) throw new Error('a second write while one is in flight')
-    const write = { works, done }
+    const write = { works, compactTo, done }
     this.#inFlight = write
     const base = this.#model.writeMeanUs
     this.#complete(write, Math.floor((base / 2 + this.#random.exponential(base / 2)) * this.slowFactor))
   }
 
-  #complete(write: { readonly works: readonly PersistWork[]; readonly done: (failed: boolean) => void }, delayUs: number): void {
+  #complete(write: Write, delayUs: number): void {
     this.#queue.schedule(delayUs, () => {
       if (this.#inFlight !== write) return
       if (this.hangUntilUs > this.#queue.nowUs) {
@@ -98,36 +127,55 @@ export class SimulatedLogDisk {
         this.failNext = false
         this.#observer.count('disk-error')
         // A failed sync says nothing about what reached the disk.
-        if (this.#random.chance(0.5)) this.#storeAll(write.works)
+        if (this.#random.chance(0.5)) this.#storeAll(write)
         write.done(true)
         return
       }
-      this.#storeAll(write.works)
+      this.#storeAll(write)
       write.done(false)
     })
   }
 
-  #storeAll(works: readonly PersistWork[]): void {
+  #storeAll({ works, compactTo }: Write): void {
     for (const work of works) {
       this.store(work)
       this.#observer.stored(this, work)
     }
+    if (compactTo > this.base.index) this.compact(compactTo)
+  }
+
+  /** Drops the entries up to an index. */
+  protected compact(index: number): void {
+    const dropped = this.entries.slice(0, index - this.base.index)
+    const last = dropped[dropped.length - 1] as Entry
+    let { configuration } = this.base
+    for (const entry of dropped) if (entry.kind === EntryKind.configuration) configuration = decodeConfiguration(entry.data)
+    this.entries = this.entries.slice(dropped.length)
+    this.base = { index: last.index, term: last.term, configuration }
+  }
+
+  /** The log starts anew after a snapshot. */
+  restore({ index, term, configuration, keepsLater }: LogReset): void {
+    this.entries = keepsLater ? this.entries.slice(index - this.base.index) : []
+    this.base = { index, term, configuration }
+    this.shape.restore(index, this.#observer.committedPrefix(), keepsLater)
   }
 
   /** Makes one work durable. */
   protected store(work: PersistWork): void {
     if (work.hardState !== null) this.durableHardState = { term: work.hardState.term, vote: work.hardState.vote }
+    if (work.reset !== null) this.restore(work.reset)
     if (work.truncateFrom !== null) this.cut(work.truncateFrom)
     for (const entry of work.entries) this.add(entry)
   }
 
   protected cut(index: number): void {
-    if (index <= this.entries.length) this.entries.length = index - 1
+    if (index <= this.lastIndex) this.entries.length = index - 1 - this.base.index
     this.shape.truncateFrom(index)
   }
 
   protected add(entry: Entry): void {
-    if (entry.index !== this.entries.length + 1) throw new Error(`persist work of ${this.id} has entry ${entry.index} after ${this.entries.length}`)
+    if (entry.index !== this.lastIndex + 1) throw new Error(`persist work of ${this.id} has entry ${entry.index} after ${this.lastIndex}`)
     this.entries.push(entry)
     this.shape.append(entry)
   }
@@ -153,7 +201,7 @@ export class SimulatedLogDisk {
     this.failNext = false
     if (write === null) return
     if (this.#random.chance(0.5)) {
-      this.#storeAll(write.works)
+      this.#storeAll(write)
       this.#observer.count('crash-in-write-kept')
     } else {
       this.#observer.count('crash-in-write-lost')
@@ -166,12 +214,13 @@ export class SimulatedLogDisk {
     return Math.floor(Math.min((readMeanUs / 2 + this.#random.exponential(readMeanUs / 2)) * this.slowFactor, readMeanUs * 10))
   }
 
-  /** Durable entries of a range, up to `maxBytes` but at least one; fewer or none where the log is shorter now. */
+  /** Durable entries of a range, up to `maxBytes` but at least one; fewer or none where the log is shorter now, or begins later. */
   read(firstIndex: number, lastIndex: number, maxBytes: number): readonly Entry[] {
     const result: Entry[] = []
     let bytes = 0
-    for (let index = firstIndex; index <= Math.min(lastIndex, this.entries.length); index++) {
-      const entry = this.entries[index - 1] as Entry
+    if (firstIndex <= this.base.index) return result
+    for (let index = firstIndex; index <= Math.min(lastIndex, this.lastIndex); index++) {
+      const entry = this.entries[index - this.base.index - 1] as Entry
       bytes += entry.data.length
       if (result.length > 0 && bytes > maxBytes) break
       result.push(entry)

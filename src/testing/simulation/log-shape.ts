@@ -70,6 +70,16 @@ export class LogShape {
     this.#hashes.length = index
   }
 
+  /** A snapshot stands for everything up to an index; what follows stays or not. */
+  restore(index: number, prefix: LogShape, keepsLater: boolean): void {
+    const terms = keepsLater ? this.#terms.slice(index + 1) : []
+    const hashes = keepsLater ? this.#hashes.slice(index + 1) : []
+    this.#terms.length = 0
+    this.#hashes.length = 0
+    for (let position = 0; position <= index; position++) this.push(prefix.#terms[position] as number, prefix.#hashes[position] as number)
+    for (const [position, term] of terms.entries()) this.push(term, hashes[position] as number)
+  }
+
   /** Makes this the same as another. */
   copyFrom(other: LogShape): void {
     this.#terms.length = 0

@@ -19,6 +19,8 @@ export class LogWriter {
   #inFlight: readonly PersistWork[] = []
   #gates: Gate[] = []
   #lastSequence = 0
+  #compactTo = 0
+  #compacting = 0
   #alive = true
 
   /** `onWritten` is told of each write that ended; the owner then calls `written`, at once or later. */
@@ -54,21 +56,35 @@ export class LogWriter {
     this.#gates.push({ sequence, messages })
   }
 
+  /** The next write is to drop entries up to an index. */
+  compact(index: number): void {
+    this.#compactTo = Math.max(this.#compactTo, index)
+  }
+
   /** Starts a write when none is in flight and something waits. */
   write(): void {
-    if (this.#inFlight.length > 0 || this.#waiting.length === 0) return
+    if (this.#inFlight.length > 0 || this.#compacting > 0 || (this.#waiting.length === 0 && this.#compactTo === 0)) return
     const works = this.#waiting
     this.#waiting = []
     this.#inFlight = works
-    this.#disk.write(works, (failed) => {
+    this.#compacting = this.#compactTo
+    this.#compactTo = 0
+    const done = (failed: boolean): void => {
       if (this.#alive) this.#onWritten(works, failed)
-    })
+    }
+    this.#disk.write(works, done, this.#compacting)
+  }
+
+  /** Up to where the write that has just ended compacted the log; 0 for not at all. */
+  get compacted(): number {
+    return this.#compacting
   }
 
   /** The write in flight is durable: returns the messages that waited for it. */
   written(): readonly Message[] {
-    const { sequence } = this.#inFlight[this.#inFlight.length - 1] as PersistWork
+    const sequence = this.#inFlight[this.#inFlight.length - 1]?.sequence ?? 0
     this.#inFlight = []
+    this.#compacting = 0
     const released: Message[] = []
     while (this.#gates.length > 0 && (this.#gates[0] as Gate).sequence <= sequence) released.push(...(this.#gates.shift() as Gate).messages)
     return released

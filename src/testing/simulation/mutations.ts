@@ -29,7 +29,10 @@ function disk(name: string, description: string, Disk: typeof SimulatedLogDisk):
   return {
     name,
     description,
-    parts: () => ({ ...soundParts, createDisk: (id, queue, random, model, observer) => new Disk(id, queue, random, model, observer) }),
+    parts: () => ({
+      ...soundParts,
+      createDisk: (id, queue, random, model, observer, configuration) => new Disk(id, queue, random, model, observer, configuration),
+    }),
   }
 }
 
@@ -381,7 +384,7 @@ export const mutations: readonly Mutation[] = [
     description: 'A repeated or late append cuts entries that do not conflict (D2.11)',
     parts: () => ({
       ...soundParts,
-      createDisk: (id, queue, random, model, observer) => new ForgetfulDisk(id, queue, random, model, observer),
+      createDisk: (id, queue, random, model, observer, configuration) => new ForgetfulDisk(id, queue, random, model, observer, configuration),
       createReplica: (id, log, environment, model, clockRate) => new RepeatedAppendTruncates(id, log, environment, model, clockRate),
     }),
   },

@@ -16,6 +16,8 @@ export class PendingOperations {
   /** Proposals that the core has not answered. */
   readonly #asked = new Set<number>()
   readonly #reads = new Set<number>()
+  /** Changes of members and transfers. */
+  readonly #requests = new Set<number>()
 
   constructor(replica: SimulatedReplica, environment: ReplicaEnvironment) {
     this.#replica = replica
@@ -23,7 +25,12 @@ export class PendingOperations {
   }
 
   get size(): number {
-    return this.#inLog.size + this.#asked.size + this.#reads.size
+    return this.#inLog.size + this.unanswered
+  }
+
+  /** What the core has neither taken nor refused nor answered. */
+  get unanswered(): number {
+    return this.#asked.size + this.#reads.size + this.#requests.size
   }
 
   propose(id: number): void {
@@ -32,6 +39,10 @@ export class PendingOperations {
 
   read(id: number): void {
     this.#reads.add(id)
+  }
+
+  request(id: number): void {
+    this.#requests.add(id)
   }
 
   /** Takes what a drain says about proposals and reads. */
@@ -45,9 +56,22 @@ export class PendingOperations {
     }
     for (const { id, reason } of output.rejected) {
       if (reason === 'overloaded') environment.reach('overloaded')
+      if (this.#requests.delete(id)) {
+        environment.reach(`request-${reason}`)
+        continue
+      }
       if (this.#asked.delete(id)) environment.proposalEnded(this.#replica, id, 'refused')
       else if (this.#reads.delete(id)) environment.readEnded(this.#replica, id, 'refused', 0)
       else throw new Error(`${id} was rejected, but is neither a proposal nor a read that waits`)
+    }
+    for (const [what, answers] of [
+      ['configured', output.configured],
+      ['transferred', output.transferred],
+    ] as const) {
+      for (const { id } of answers) {
+        if (!this.#requests.delete(id)) throw new Error(`request ${id} was answered twice, or never made`)
+        environment.reach(what)
+      }
     }
     for (const { id, index } of output.reads) {
       if (!this.#reads.delete(id)) throw new Error(`read ${id} was answered twice, or never asked`)
@@ -59,6 +83,15 @@ export class PendingOperations {
   truncated(firstIndex: number): void {
     for (const [index, { id }] of [...this.#inLog]) {
       if (index < firstIndex) continue
+      this.#inLog.delete(index)
+      this.#environment.proposalEnded(this.#replica, id, 'unknown')
+    }
+  }
+
+  /** A snapshot covers what was waited for: whether it is in there, nobody here knows (hazard D6.51). */
+  covered(lastIndex: number): void {
+    for (const [index, { id }] of [...this.#inLog]) {
+      if (index > lastIndex) continue
       this.#inLog.delete(index)
       this.#environment.proposalEnded(this.#replica, id, 'unknown')
     }
@@ -79,6 +112,7 @@ export class PendingOperations {
     this.#inLog.clear()
     this.#asked.clear()
     this.#reads.clear()
+    this.#requests.clear()
     for (const id of proposals) this.#environment.proposalEnded(this.#replica, id, 'unknown')
     for (const id of reads) this.#environment.readEnded(this.#replica, id, 'unknown', 0)
   }

@@ -40,7 +40,10 @@ export type FaultKind = (typeof faultKinds)[number]
 
 export interface SimulationPlan {
   readonly seed: number
+  /** Who founds the group. */
   readonly replicas: number
+  /** Replicas that are in no configuration until the operator asks for it. */
+  readonly spares: number
   /** How long faults go on. */
   readonly faultyUs: number
   readonly host: HostModel
@@ -57,6 +60,11 @@ export interface SimulationPlan {
   /** Mean time between two operations of one client. */
   readonly operationEveryUs: number
   readonly readShare: number
+  /** Which share of the reads may be answered by lease. Only where clocks keep the bounds that a lease trusts. */
+  readonly leaseShare: number
+  /** Mean time between two changes of members that are asked for; 0 for never. */
+  readonly membershipEveryUs: number
+  readonly transferEveryUs: number
   /** How often a client turns to any replica that believes to lead, and not to whom others take for the leader. */
   readonly toClaimants: number
   readonly maxCommandBytes: number
@@ -85,8 +93,25 @@ export function calmNetwork(electionTimeoutMs: number): NetworkModel {
 /** Draws the plan of a seed. */
 export function drawPlan(seed: number): SimulationPlan {
   const random = new SeededRandom(seed, 'plan')
-  const plan = drawSteady(seed, random)
-  return random.chance(0.4) ? drawStorm(plan, random) : plan
+  const steady = drawSteady(seed, random)
+  const plan = random.chance(0.4) ? drawStorm(steady, random) : steady
+  return withTrustedClocks(plan, random)
+}
+
+/** The largest drift at which a lease is safe: (1 - drift) / (1 + drift) stays above its share of the election timeout. */
+const leaseDrift = 0.1
+
+/** Leases are only asked for where clocks are sound; in some runs they are made so. */
+function withTrustedClocks(plan: SimulationPlan, random: SeededRandom): SimulationPlan {
+  if (plan.leaseShare === 0) return plan
+  const faults = plan.faults.filter((kind) => kind !== 'slow-clock' && kind !== 'leader-left-behind')
+  return {
+    ...plan,
+    clockDrift: Math.min(plan.clockDrift, leaseDrift),
+    faults: faults.length > 0 ? faults : ['isolate-leader', 'pause-leader'],
+    readShare: random.pick([0.3, 0.6]),
+    toClaimants: random.pick([0.5, 0.9]),
+  }
 }
 
 /** Anything goes, each kind of fault by itself rare enough that the cluster makes progress. */
@@ -96,10 +121,12 @@ function drawSteady(seed: number, random: SeededRandom): SimulationPlan {
   const electionTimeoutUs = electionTimeoutMs * 1000
   const maxCommandBytes = random.pick([8, 8, 32, 100, 1000])
   const tiny = random.chance(0.4)
+  const changes = random.chance(0.5)
   const maxAppendBytes = tiny ? random.pick([1, 16, 64, 300]) : random.pick([4096, 65536, 1048576])
   return {
     seed,
-    replicas: random.pick([3, 3, 3, 4, 5, 5, 5, 6, 7]),
+    replicas: random.pick([1, 3, 3, 3, 4, 5, 5, 5, 6, 7]),
+    spares: changes ? random.pick([0, 1, 2, 3]) : 0,
     faultyUs: electionTimeoutUs * random.integer(20, 60),
     host: {
       limits: {
@@ -115,6 +142,9 @@ function drawSteady(seed: number, random: SeededRandom): SimulationPlan {
       applySliceBytes: random.pick([1, 1000, 1048576]),
       losesState: random.pick(['never', 'some', 'all']),
       reportsEachWork: random.chance(0.5),
+      compactEntries: sometimes(0.5, () => random.pick([1, 5, 20, 100])),
+      compactKeeps: random.pick([0, 0, 3, 20]),
+      snapshotUs: electionTimeoutUs * random.pick([0, 0.1, 1, 5]),
       crashAtChange: sometimes(0.3, () => random.pick([0.02, 0.1, 0.3])),
       crashAtTruncation: sometimes(0.3, () => random.pick([0.1, 0.5])),
     },
@@ -143,6 +173,9 @@ function drawSteady(seed: number, random: SeededRandom): SimulationPlan {
     clients: random.integer(1, 4),
     operationEveryUs: electionTimeoutUs / random.pick([1, 2, 5, 15]),
     readShare: random.pick([0, 0.2, 0.5]),
+    leaseShare: random.chance(0.3) ? random.pick([0.5, 1]) : 0,
+    membershipEveryUs: changes ? electionTimeoutUs * random.pick([1, 3, 10]) : 0,
+    transferEveryUs: random.chance(0.4) ? electionTimeoutUs * random.pick([1, 3, 10]) : 0,
     toClaimants: random.pick([0, 0.5]),
     maxCommandBytes,
     burst: random.pick([1, 1, 5, 20]),

@@ -1,5 +1,5 @@
 /** What a simulated replica needs from its surroundings, and how its host behaves. */
-import type { Configuration, Consensus, Entry, Message, NodeId, RaftOptions } from '../../raft/types.js'
+import type { Consensus, Entry, Message, NodeId, RaftOptions } from '../../raft/types.js'
 import type { SeededRandom } from '../seeded-random.js'
 import type { EventQueue } from './event-queue.js'
 import type { InvariantChecker } from './invariants.js'
@@ -24,6 +24,12 @@ export interface HostModel {
   readonly losesState: 'never' | 'some' | 'all'
   /** Whether each work of a write is reported by a `persisted` of its own. */
   readonly reportsEachWork: boolean
+  /** The log is compacted when it holds this many applied entries; 0 for never. */
+  readonly compactEntries: number
+  /** How many applied entries a compaction leaves. */
+  readonly compactKeeps: number
+  /** Mean time that a snapshot takes from its capture to its install. */
+  readonly snapshotUs: number
   /** Probability of a crash right after a step that changed role or term. */
   readonly crashAtChange: number
   /** Probability of a crash while a truncation is on its way to the disk. */
@@ -38,7 +44,9 @@ export type ReadOutcome = 'confirmed' | 'refused' | 'unknown'
 export interface ReplicaEnvironment {
   readonly queue: EventQueue
   readonly checker: InvariantChecker
-  readonly configuration: Configuration
+  /** Another replica, to fetch a snapshot from; undefined for a stranger. */
+  replica(id: NodeId): SimulatedReplica | undefined
+  anyone(random: SeededRandom): SimulatedReplica
   createCore(options: RaftOptions): Consensus
   /** A random stream of this run. */
   stream(name: string): SeededRandom

@@ -5,9 +5,22 @@
  * Invariants: 1. `sendNow` leaves at once, `sendAfterPersist` when every persist work drained with it or before it is durable;
  * 2. at most one write is in flight, and works are written in their order; 3. a crash keeps the disk and nothing else;
  * 4. committed entries are applied in order, from memory or from the disk; 5. after a restart the state machine starts at an index that its background flush may have
- * reached, never ahead of the log on disk.
+ * reached, never ahead of the log on disk; 6. a snapshot is another replica's state and applied index, captured at one moment and installed later, durably, if it is still ahead; the reset of the log
+ * follows, and when a crash comes between, it is made up for at the start; 7. the log is compacted up to what the state machine holds durably.
  */
-import type { Consensus, Entry, FetchRequest, Input, Message, NodeId, Output, PersistWork, RaftOptions } from '../../raft/types.js'
+import type {
+  Configuration,
+  Consensus,
+  Entry,
+  FetchRequest,
+  Input,
+  InstallRequest,
+  Message,
+  NodeId,
+  Output,
+  PersistWork,
+  RaftOptions,
+} from '../../raft/types.js'
 import type { SeededRandom } from '../seeded-random.js'
 import { InvariantViolation } from './invariants.js'
 import type { SimulatedLogDisk } from './log-disk.js'
@@ -15,6 +28,14 @@ import { LogWriter } from './log-writer.js'
 import { PendingOperations } from './pending-operations.js'
 import type { HostModel, ReplicaEnvironment } from './replica-environment.js'
 import { SimulatedClock } from './simulated-clock.js'
+
+/** A state machine's content at an index. */
+interface Snapshot {
+  readonly index: number
+  readonly term: number
+  readonly configuration: Configuration
+  readonly stateHash: number
+}
 
 /** What a paused replica finds when it goes on. */
 const maxInbox = 20_000
@@ -43,8 +64,13 @@ export class SimulatedReplica {
   #applyScheduled = false
   #timerAtUs = Number.POSITIVE_INFINITY
   #stateFloor = 0
+  /** What was synced: no crash takes it. */
+  #syncedFloor = 0
   #lastStampMs = 0
   #flushable = 0
+  /** The snapshot that the state machine was last made from. */
+  #installed: Snapshot | null = null
+  #installing = false
 
   constructor(id: NodeId, disk: SimulatedLogDisk, environment: ReplicaEnvironment, model: HostModel, clockRate = 1) {
     this.id = id
@@ -65,9 +91,14 @@ export class SimulatedReplica {
     this.#model = model
   }
 
-  /** Proposals and reads that wait for their end. */
+  /** Proposals, reads and requests that wait for their end. */
   get waiting(): number {
     return this.#operations.size
+  }
+
+  /** Those of them that the core has not answered. */
+  get unanswered(): number {
+    return this.#operations.unanswered
   }
 
   get clockRate(): number {
@@ -90,19 +121,20 @@ export class SimulatedReplica {
     const { losesState } = this.#model
     let applied = stateCeiling
     if (losesState === 'some') applied = this.#random.integer(this.#stateFloor, stateCeiling)
-    else if (losesState === 'all') applied = 0
+    else if (losesState === 'all') applied = this.#syncedFloor
     if (applied < this.appliedIndex) environment.count('state-lost')
     this.#stateFloor = applied
     this.restoreState(applied)
+    this.#resetLog()
     const random = environment.stream(`core/${this.id}/${this.incarnation}`)
     const core = this.build({
       id: this.id,
-      configurations: [{ index: 0, configuration: environment.configuration }],
+      configurations: this.disk.configurations(),
       hardState: this.disk.hardState,
       terms: this.disk.termRuns(),
       lastIndex: this.disk.lastIndex,
-      snapshotIndex: 0,
-      snapshotTerm: 0,
+      snapshotIndex: this.disk.base.index,
+      snapshotTerm: this.disk.base.term,
       commitIndex: applied,
       nowMs: this.#clock.nowMs,
       ...this.#model.limits,
@@ -117,10 +149,22 @@ export class SimulatedReplica {
     this.#whilePaused = []
     this.#timerAtUs = Number.POSITIVE_INFINITY
     this.#lastStampMs = 0
+    this.#installing = false
     this.paused = false
     environment.checker.started(this.id, core, applied)
     environment.trace(this.id, 'start', core.term, core.lastIndex, () => `term ${core.term}, ${core.lastIndex} entries, applied ${applied}`)
     this.#cycle()
+  }
+
+  /** A crash may have come between the switch of the state and the reset of the log. */
+  #resetLog(): void {
+    const { disk } = this
+    const installed = this.#installed
+    if (installed === null || installed.index <= disk.base.index) return
+    const holds = disk.lastIndex >= installed.index && disk.shape.termAt(installed.index) === installed.term
+    if (holds) return
+    this.environment.reach('log-reset-at-start')
+    disk.restore({ ...installed, keepsLater: false })
   }
 
   /** The state machine comes back as it was at an index. */
@@ -201,10 +245,17 @@ export class SimulatedReplica {
   }
 
   /** Asks for a linearizable read. */
-  read(readId: number): void {
+  read(readId: number, lease = false): void {
     if (this.core === null) return
     this.#operations.read(readId)
-    this.#enqueue({ type: 'read', id: readId })
+    this.#enqueue({ type: 'read', id: readId, lease })
+  }
+
+  /** Asks for other members, or another leader. */
+  request(input: Extract<Input, { type: 'configure' | 'transfer' }>): void {
+    if (this.core === null) return
+    this.#operations.request(input.id)
+    this.#enqueue(input)
   }
 
   /** The transport's hint that a connection was lost. */
@@ -255,6 +306,9 @@ export class SimulatedReplica {
         const inputs = this.#inbox
         this.#inbox = []
         for (const input of inputs) {
+          // A lease is only as good as the time at which it is looked at.
+          if (input.type === 'read' && input.lease === true) core.step({ type: 'tick', nowMs: this.#clock.nowMs })
+          if (input.type === 'restored') checker.restored(this.id, input.index)
           core.step(input)
           checker.stepped(this.id, core)
         }
@@ -315,17 +369,23 @@ export class SimulatedReplica {
     if (output.sendAfterPersist.length > 0) this.gate(this.#writer.lastSequence, output.sendAfterPersist)
     this.#operations.answered(output, (index) => core.termAt(index))
     for (const request of output.fetch) this.#fetch(request)
+    if (output.install !== null) this.#fetchSnapshot(output.install)
     this.#writer.write()
   }
 
   #truncated(firstIndex: number): void {
     this.#operations.truncated(firstIndex)
     this.environment.reach('truncation')
+    this.#crashSoon('crash-at-truncation')
+  }
+
+  /** Perhaps dies while something delicate is on its way to the disk. */
+  #crashSoon(fault: string): void {
     if (!this.#random.chance(this.#model.crashAtTruncation)) return
     const { incarnation } = this
     this.environment.queue.schedule(this.#random.exponential(this.disk.writeMeanUs), () => {
       if (this.core === null || this.incarnation !== incarnation) return
-      this.environment.count('crash-at-truncation')
+      this.environment.count(fault)
       this.crash()
       this.onCrashedItself(this)
     })
@@ -350,13 +410,21 @@ export class SimulatedReplica {
 
   /** A write is done: release what waited for it, start the next, tell the core. */
   #durable(works: readonly PersistWork[]): void {
-    const { sequence } = works[works.length - 1] as PersistWork
-    this.environment.trace(this.id, 'durable', sequence, this.disk.lastIndex, () => `work ${sequence}, disk ends at ${this.disk.lastIndex}`)
+    const sequence = works[works.length - 1]?.sequence ?? 0
+    const { compacted } = this.#writer
+    this.environment.trace(
+      this.id,
+      'durable',
+      sequence,
+      this.disk.lastIndex,
+      () => `work ${sequence}, disk ends at ${this.disk.lastIndex}${compacted > 0 ? `, begins after ${compacted}` : ''}`,
+    )
     this.#holding++
     for (const message of this.#writer.written()) this.release(message)
     this.#writer.write()
     if (this.#model.reportsEachWork) for (const work of works) this.#inbox.push({ type: 'persisted', sequence: work.sequence })
-    else this.#inbox.push({ type: 'persisted', sequence })
+    else if (sequence > 0) this.#inbox.push({ type: 'persisted', sequence })
+    if (compacted > 0) this.#inbox.push({ type: 'compacted', index: compacted })
     this.#holding--
     this.#wake()
   }
@@ -427,9 +495,79 @@ export class SimulatedReplica {
       this.#operations.applied(entry)
     }
     environment.trace(this.id, 'apply', this.appliedIndex, this.stateHash, () => `up to ${this.appliedIndex}`)
+    this.#compactIfLong(core)
     this.#holding--
     this.#enqueue({ type: 'applied', index: this.appliedIndex })
     this.#scheduleApply()
+  }
+
+  /** Flushes the state, and has the log drop what lies before it. */
+  #compactIfLong(core: Consensus): void {
+    const { compactEntries, compactKeeps } = this.#model
+    const flushed = Math.min(this.appliedIndex, this.flushableIndex(core))
+    if (compactEntries === 0 || flushed - this.disk.base.index < compactEntries + compactKeeps) return
+    this.#syncedFloor = Math.max(this.#syncedFloor, flushed)
+    this.#stateFloor = Math.max(this.#stateFloor, flushed)
+    this.environment.reach('compaction')
+    this.#writer.compact(flushed - compactKeeps)
+    this.#writer.write()
+  }
+
+  /** What this replica could hand to another. */
+  captureSnapshot(): Snapshot | null {
+    const { core, appliedIndex: index, stateHash } = this
+    const term = core?.termAt(index)
+    const configuration = core?.configurationAt(index)
+    // One that was made to join and has not heard who is in the group has nothing to hand on.
+    return index === 0 || term === undefined || configuration === undefined || configuration.voters.length === 0
+      ? null
+      : { index, term, configuration, stateHash }
+  }
+
+  /** Fetches a snapshot: from whom it was offered, or from another one who has it. */
+  #fetchSnapshot({ from, index }: InstallRequest): void {
+    if (this.#installing) return
+    const environment = this.environment
+    const source = environment.replica(this.#random.chance(0.7) ? from : environment.anyone(this.#random).id)
+    const snapshot = source?.paused === false ? source.captureSnapshot() : null
+    if (source === undefined || snapshot === null || snapshot.index < index) return
+    this.#installing = true
+    environment.trace(this.id, 'snapshot', snapshot.index, index, () => `from ${source.id}, up to ${snapshot.index}@${snapshot.term}`)
+    const { incarnation } = this
+    environment.queue.schedule(this.#random.exponential(this.#model.snapshotUs), () => {
+      if (this.core === null || this.incarnation !== incarnation) return
+      const end = (): void => {
+        this.#installing = false
+        this.install(snapshot)
+      }
+      if (this.paused) this.#whilePaused.push(end)
+      else end()
+    })
+  }
+
+  /** Makes the state that of a snapshot, unless this replica got there by itself. */
+  protected install(snapshot: Snapshot): void {
+    if (snapshot.index <= this.appliedIndex) {
+      this.environment.reach('snapshot-late')
+      return
+    }
+    this.replaceState(snapshot)
+  }
+
+  protected replaceState(snapshot: Snapshot): void {
+    const { index, term, configuration, stateHash } = snapshot
+    const environment = this.environment
+    environment.reach('snapshot-installed')
+    environment.checker.installed(this.id, snapshot, this.appliedIndex)
+    environment.trace(this.id, 'install', index, term, () => `up to ${index}@${term}`)
+    this.appliedIndex = index
+    this.stateHash = stateHash
+    this.#stateFloor = index
+    this.#syncedFloor = index
+    this.#installed = snapshot
+    this.#operations.covered(index)
+    this.#crashSoon('crash-at-install')
+    this.#enqueue({ type: 'restored', index, term, configuration })
   }
 
   /** Committed entries from the disk. What follows them there may be about to be truncated by a write in flight: only entries that the core agrees with count. */

@@ -5,7 +5,7 @@
  * 3. when faults have stopped, the cluster must heal (`healing.ts`).
  */
 import { RaftCore } from '../../raft/core.js'
-import type { Consensus, Message, NodeId, RaftOptions } from '../../raft/types.js'
+import type { Configuration, Consensus, Message, NodeId, RaftOptions } from '../../raft/types.js'
 import { SeededRandom } from '../seeded-random.js'
 import { EventQueue } from './event-queue.js'
 import { FaultInjector } from './faults.js'
@@ -14,6 +14,7 @@ import { InvariantChecker, InvariantViolation } from './invariants.js'
 import type { DiskModel, DiskObserver } from './log-disk.js'
 import { SimulatedLogDisk } from './log-disk.js'
 import { SimulatedNetwork } from './network.js'
+import { Operator } from './operator.js'
 import { drawPlan, type SimulationPlan } from './plan.js'
 import { SimulatedReplica } from './replica.js'
 import type { FailedOutcome, HostModel, ReadOutcome, ReplicaEnvironment } from './replica-environment.js'
@@ -23,14 +24,21 @@ import { Workload, type WorkloadCounts } from './workload.js'
 /** Where a known bug can be put in: each part can be replaced by one that is wrong. */
 export interface SimulationParts {
   createCore(options: RaftOptions): Consensus
-  createDisk(id: NodeId, queue: EventQueue, random: SeededRandom, model: DiskModel, observer: DiskObserver): SimulatedLogDisk
+  createDisk(
+    id: NodeId,
+    queue: EventQueue,
+    random: SeededRandom,
+    model: DiskModel,
+    observer: DiskObserver,
+    configuration: Configuration,
+  ): SimulatedLogDisk
   createReplica(id: NodeId, disk: SimulatedLogDisk, environment: ReplicaEnvironment, model: HostModel, clockRate: number): SimulatedReplica
 }
 
 /** The parts as they are. */
 export const soundParts: SimulationParts = {
   createCore: (options) => new RaftCore(options),
-  createDisk: (id, queue, random, model, observer) => new SimulatedLogDisk(id, queue, random, model, observer),
+  createDisk: (id, queue, random, model, observer, configuration) => new SimulatedLogDisk(id, queue, random, model, observer, configuration),
   createReplica: (id, disk, environment, model, clockRate) => new SimulatedReplica(id, disk, environment, model, clockRate),
 }
 
@@ -76,7 +84,6 @@ class Simulation implements ReplicaEnvironment {
   readonly queue = new EventQueue()
   readonly plan: SimulationPlan
   readonly checker: InvariantChecker
-  readonly configuration
   readonly replicas: SimulatedReplica[]
   readonly network: SimulatedNetwork
   readonly workload: Workload
@@ -89,13 +96,18 @@ class Simulation implements ReplicaEnvironment {
     this.plan = options.plan ?? drawPlan(options.seed)
     this.#parts = options.parts ?? soundParts
     this.tracer = new Trace(this.queue, options.onLine)
-    const ids = Array.from({ length: this.plan.replicas }, (_, position) => `n${position + 1}`)
-    this.configuration = { voters: ids, learners: [], votersOutgoing: [] }
+    const ids = Array.from({ length: this.plan.replicas + this.plan.spares }, (_, position) => `n${position + 1}`)
+    const founders: Configuration = { voters: ids.slice(0, this.plan.replicas), learners: [], votersOutgoing: [] }
+    const nobody: Configuration = { voters: [], learners: [], votersOutgoing: [] }
     const observer: DiskObserver = {
       stored: (disk, work) => this.checker.stored(disk, work),
       count: (fault) => this.count(fault),
+      committedPrefix: () => this.checker.committedPrefix,
     }
-    const disks = ids.map((id) => this.#parts.createDisk(id, this.queue, this.stream(`disk/${id}`), this.plan.disk, observer))
+    const disks = ids.map((id) => {
+      const configuration = founders.voters.includes(id) ? founders : nobody
+      return this.#parts.createDisk(id, this.queue, this.stream(`disk/${id}`), this.plan.disk, observer, configuration)
+    })
     this.checker = new InvariantChecker(ids, disks)
     this.network = new SimulatedNetwork(ids, this.plan.network, {
       queue: this.queue,
@@ -116,6 +128,14 @@ class Simulation implements ReplicaEnvironment {
 
   createCore(options: RaftOptions): Consensus {
     return this.#parts.createCore(options)
+  }
+
+  replica(id: NodeId): SimulatedReplica | undefined {
+    return this.#byId.get(id)
+  }
+
+  anyone(random: SeededRandom): SimulatedReplica {
+    return random.pick(this.replicas)
   }
 
   stream(name: string): SeededRandom {
@@ -183,8 +203,10 @@ class Simulation implements ReplicaEnvironment {
   run(): void {
     for (const replica of this.replicas) replica.start()
     const injector = new FaultInjector(this)
+    const operator = new Operator(this)
     this.#runFor(this.plan.faultyUs)
     this.workload.stop()
+    operator.stop()
     injector.stop()
     new Healing(this).run()
   }

@@ -86,7 +86,7 @@ export class Workload {
   #operate(random: SeededRandom): void {
     const { plan } = this.#environment
     const target = this.#target(random)
-    if (random.chance(plan.readShare)) this.read(target)
+    if (random.chance(plan.readShare)) this.read(target, random.chance(plan.leaseShare))
     else this.propose(target, random.integer(4, plan.maxCommandBytes))
   }
 
@@ -114,12 +114,12 @@ export class Workload {
   }
 
   /** Asks for a read. */
-  read(target: SimulatedReplica): void {
+  read(target: SimulatedReplica, lease = false): void {
     if (!target.up) return
     const id = this.#nextId++
     this.counts.readsAsked++
     this.#readFloors.set(id, this.#environment.checker.maxCommitted)
-    target.read(id)
+    target.read(id, lease)
   }
 
   acknowledged(replica: SimulatedReplica, commandId: number, index: number): void {

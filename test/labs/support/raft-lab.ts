@@ -41,6 +41,9 @@ const model: HostModel = {
   losesState: 'all',
   reportsEachWork: false,
   crashAtChange: 0,
+  compactEntries: 0,
+  compactKeeps: 0,
+  snapshotUs: 0,
   crashAtTruncation: 0,
 }
 
@@ -80,8 +83,12 @@ export class RaftLab {
     const observer = {
       stored: (disk: SimulatedLogDisk, work: Parameters<InvariantChecker['stored']>[1]) => this.checker.stored(disk, work),
       count: () => {},
+      committedPrefix: () => this.checker.committedPrefix,
     }
-    const disks = ids.map((id) => new SimulatedLogDisk(id, this.queue, this.#stream(`disk/${id}`), { writeMeanUs: 200, readMeanUs: 100 }, observer))
+    const configuration = { voters: ids, learners: [], votersOutgoing: [] }
+    const disks = ids.map(
+      (id) => new SimulatedLogDisk(id, this.queue, this.#stream(`disk/${id}`), { writeMeanUs: 200, readMeanUs: 100 }, observer, configuration),
+    )
     this.checker = new InvariantChecker(ids, disks)
     this.network = new LabNetwork({
       queue: this.queue,
@@ -95,7 +102,8 @@ export class RaftLab {
     const environment: ReplicaEnvironment = {
       queue: this.queue,
       checker: this.checker,
-      configuration: { voters: ids, learners: [], votersOutgoing: [] },
+      replica: (id) => this.servers.find((server) => server.id === id),
+      anyone: (random) => random.pick(this.servers),
       createCore: (core) => new RaftCore(core),
       stream: (name) => this.#stream(name),
       transmit: (message: Message) => this.network.transmit(message),

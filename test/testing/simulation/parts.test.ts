@@ -4,6 +4,7 @@ import type { Message } from '../../../src/raft/types.js'
 import { SeededRandom } from '../../../src/testing/seeded-random.js'
 import { EventQueue } from '../../../src/testing/simulation/event-queue.js'
 import { SimulatedLogDisk } from '../../../src/testing/simulation/log-disk.js'
+import { LogShape } from '../../../src/testing/simulation/log-shape.js'
 import { type NetworkModel, SimulatedNetwork } from '../../../src/testing/simulation/network.js'
 import { calmNetwork } from '../../../src/testing/simulation/plan.js'
 
@@ -49,7 +50,7 @@ describe('SimulatedLogDisk', () => {
       queue,
       new SeededRandom(seed, 'disk'),
       { writeMeanUs: 100, readMeanUs: 10 },
-      { stored: () => {}, count: () => {} },
+      { stored: () => {}, count: () => {}, committedPrefix: () => new LogShape() },
     )
     return { queue, disk }
   }
