@@ -44,6 +44,13 @@ export class Configurations {
     return this.#records[position]!.configuration
   }
 
+  /** The one in force at an index, and all that follow it: one of these is the one that is committed. */
+  from(index: number): Configuration[] {
+    let position = this.#records.length - 1
+    while (position > 0 && this.#records[position]!.index > index) position--
+    return this.#records.slice(position).map(({ configuration }) => configuration)
+  }
+
   appended(index: number, configuration: Configuration): void {
     invariant(index > this.currentIndex, 'configurations follow one another')
     this.#records.push({ index, configuration: normalizeConfiguration(configuration) })

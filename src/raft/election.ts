@@ -9,7 +9,7 @@
  * promise. Whoever starts to campaign stops to believe in a leader (hazard D3.23).
  * 4. A vote is cast once a term, only for a log at least as up to date as this one (§5.4.1), and spoken of only once it is durable; so is the
  * candidate's vote for itself, which is a message to itself, and which it needs before any other can know of its term (hazards D1.2, D1.4).
- * 5. A reply counts only in the campaign whose sequence it echoes. Learners, strangers and leaders never campaign (hazards D3.26, D3.28); all of them vote
+ * 5. A reply counts only in the campaign whose sequence it echoes. Learners, strangers, those whose removal is committed, and leaders never campaign (hazards D3.26, D3.28); all of them vote
  * when asked, since a replica may be a voter in a configuration that it does not know yet (hazard D3.27).
  * 6. A replica whose disk hangs does not campaign: it could not keep what it promises.
  * 7. A tick that comes late by a heartbeat interval means that the host stood still, and that what a living leader sent may lie unread: the deadline moves on by
@@ -105,7 +105,7 @@ export class Election {
     const state = this.#state
     this.restartTimer()
     state.leader = null
-    if (!state.isVoter || state.isDiskStalled) {
+    if (!state.mayLead || state.isDiskStalled) {
       state.role = 'follower'
       return
     }

@@ -310,6 +310,8 @@ export class Replication {
 
   #isOfThisLog(entries: readonly Entry[]): boolean {
     let index = entries[0]!.index
+    // Compacted away while they were read: what comes before them is not known any more.
+    if (index <= this.#state.log.snapshotIndex) return false
     for (const entry of entries) {
       if (entry.index !== index || entry.term !== this.#state.log.termAt(index)) return false
       index++

@@ -96,6 +96,14 @@ export class ReplicaState {
     return isVoter(this.configuration, this.id)
   }
 
+  /**
+   * Whether this replica may have to lead: it votes in the configuration in force, or in one before it that may still be the committed one. The one that removes it may be in no other log: then
+   * nobody else can win, and it has to commit its own removal (thesis §4.2.2).
+   */
+  get mayLead(): boolean {
+    return this.isVoter || this.configurations.from(this.#commitIndex).some((configuration) => isVoter(configuration, this.id))
+  }
+
   /** Whether this replica's own word is a quorum. */
   get isAlone(): boolean {
     const { voters, votersOutgoing } = this.configuration

@@ -4,7 +4,7 @@
  * R12 a leader appends a configuration only when the one before it is committed, as is an entry of its own term; from one to the next either the voters stay, or a joint configuration of
  * both is entered, or the joint one is left for its incoming half. What a core takes for the configuration in force is the last one in its log, from the moment it is in there.
  * R13 a snapshot is the committed state at its index, with the term and configuration of that index, and moves nobody back.
- * R16 only a voter of the configuration in force campaigns: nobody who was removed, no learner.
+ * R16 only a voter campaigns, of the configuration in force or of one that may still be the committed one: nobody who knows that it was removed, no learner.
  */
 import { decodeConfiguration } from '../../raft/message-codec.js'
 import { isVoter, sameMembers } from '../../raft/quorum.js'
@@ -53,6 +53,8 @@ export class ConfigurationChecker {
   readonly #views = new Map<NodeId, ConfigurationView>()
   /** Those that were committed, by index, ascending. */
   #committed: ConfigurationRecord[] = []
+  /** Those that leaders appended and that are not known to be committed: some may be under way to others, though no log holds them. */
+  #pending: ConfigurationRecord[] = []
 
   #view(id: NodeId): ConfigurationView {
     let view = this.#views.get(id)
@@ -90,6 +92,7 @@ export class ConfigurationChecker {
   }
 
   #checkChange(id: NodeId, core: Consensus, before: ConfigurationRecord, entry: Entry, after: Configuration): void {
+    this.#pending.push({ index: entry.index, configuration: after })
     const change = `${id}, leader of term ${core.term}, appends ${describe(after)} at ${entry.index}`
     if (before.index > core.commitIndex) throw new InvariantViolation('R12', `${change}; the one before it, at ${before.index}, is not committed`)
     if (core.termAt(core.commitIndex) !== core.term) throw new InvariantViolation('R12', `${change}, before an entry of that term is committed`)
@@ -105,8 +108,14 @@ export class ConfigurationChecker {
     this.#view(id).compare(id, core)
   }
 
+  /** What a log may come to hold besides what logs hold now. */
+  get pending(): Configuration[] {
+    return this.#pending.map(({ configuration }) => configuration)
+  }
+
   /** A replica was the first to commit up to an index. */
   committed(id: NodeId, commitIndex: number): void {
+    if (this.#pending.length > 0) this.#pending = this.#pending.filter(({ index }) => index > commitIndex)
     const last = this.#committed[this.#committed.length - 1]?.index ?? -1
     const view = this.#view(id)
     if (view.last.index <= last) return
@@ -115,8 +124,12 @@ export class ConfigurationChecker {
 
   /** A replica begins to campaign. */
   campaigns(id: NodeId, core: Consensus): void {
-    if (!isVoter(core.configuration, id))
-      throw new InvariantViolation('R16', `${id} is ${core.role}, but no voter in ${describe(core.configuration)}`)
+    const { records } = this.#view(id)
+    let first = records.length - 1
+    while (first > 0 && (records[first] as ConfigurationRecord).index > core.commitIndex) first--
+    // One whose removal is not committed may be the only one who can commit it.
+    if (records.slice(first).some(({ configuration }) => isVoter(configuration, id)) || isVoter(core.configuration, id)) return
+    throw new InvariantViolation('R16', `${id} is ${core.role}, but no voter in ${describe(core.configuration)}`)
   }
 
   /** A snapshot takes the place of a state. */

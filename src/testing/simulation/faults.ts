@@ -272,6 +272,41 @@ export class FaultInjector {
         this.#cutWhere((from, to) => from === position || (to === position && cutsIn), durationUs)
         return
       }
+      case 'late-answers': {
+        // It goes on hearing that it leads, from before it was cut off: only what it sent when still counts.
+        const leader = this.#leader()
+        const position = replicas.indexOf(leader)
+        const electionTimeoutUs = plan.host.limits.electionTimeoutMs * 1000
+        for (const peer of replicas) {
+          if (peer === leader) continue
+          const untilUs = queue.nowUs + Math.floor(electionTimeoutUs * (0.7 + random.next()))
+          for (const type of ['heartbeat-reply', 'append-reply'] as const) network.delay(peer.id, leader.id, type, untilUs)
+        }
+        const durationUs = Math.floor(electionTimeoutUs * (2 + random.next()))
+        this.#after(random.integer(0, Math.floor(electionTimeoutUs / 3)), () => this.#cutWhere((from) => from === position, durationUs))
+        return
+      }
+      case 'restart-voters': {
+        // Those who answered a leader a moment ago start again, and are asked for their votes by one that cannot hear it.
+        const leader = this.#leader()
+        const position = replicas.indexOf(leader)
+        const others = random.shuffle(replicas.filter((replica) => replica !== leader))
+        const deaf = others.pop()
+        if (deaf === undefined) return
+        const electionTimeoutUs = plan.host.limits.electionTimeoutMs * 1000
+        const deafPosition = replicas.indexOf(deaf)
+        const firstUs = Math.floor(electionTimeoutUs * (1 + random.next()))
+        this.#cutWhere((from, to) => (from === position && to === deafPosition) || (from === deafPosition && to === position), firstUs * 3)
+        this.#after(firstUs, () => {
+          for (const replica of others) {
+            if (!replica.up) continue
+            replica.crash()
+            replica.start()
+          }
+          this.#cutWhere((from, to) => from === position || to === position, electionTimeoutUs)
+        })
+        return
+      }
       case 'hint':
         this.#hints()
         return

@@ -67,9 +67,12 @@ export class Healing {
 
   /** Some replicas that are a quorum by every configuration that anybody goes by, or might after a restart. */
   #drawSound(): SimulatedReplica[] {
-    const { replicas } = this.#environment
+    const { replicas, checker } = this.#environment
+    // What an operator has just asked for may be taken by a leader that wakes up later.
+    for (const replica of replicas) replica.forgetRequests()
     const order = this.#random.shuffle(replicas)
     const all = replicas.flatMap(({ core, disk }) => [core?.configuration, disk.configurations().at(-1)?.configuration])
+    all.push(...checker.pendingConfigurations)
     const configurations = all.filter((configuration) => configuration !== undefined && configuration.voters.length > 0) as Configuration[]
     let count = this.#random.integer(1, replicas.length)
     const isSound = (id: NodeId): boolean => order.slice(0, count).some((replica) => replica.id === id)
@@ -126,6 +129,7 @@ export class Healing {
       applyDelayUs: Math.min(plan.host.applyDelayUs, 1000),
       snapshotUs: Math.min(plan.host.snapshotUs, electionTimeoutUs / 2),
       crashAtChange: 0,
+      crashAtConfiguration: 0,
       crashAtTruncation: 0,
     }
   }

@@ -432,6 +432,11 @@ export class InvariantChecker {
     view.commitIndex = Math.max(view.commitIndex, index)
   }
 
+  /** Configurations that leaders appended and that may still turn up in logs. */
+  get pendingConfigurations(): Configuration[] {
+    return this.#configurations.pending
+  }
+
   /** Everything that was applied, in order. */
   get appliedEntries(): readonly Entry[] {
     return this.#applied.filter((entry) => entry !== undefined)

@@ -5,6 +5,7 @@
  * Numbers in the descriptions are rows of the hazards catalogue (D1.1 and so on).
  */
 import type { AppendRequest, Consensus, Entry, HardState, Input, Message, NodeId, Output, PersistWork, RaftOptions } from '../../raft/types.js'
+import { coreMutations } from './core-mutations.js'
 import { CoreWrapper } from './core-wrapper.js'
 import { SimulatedLogDisk } from './log-disk.js'
 import { SimulatedReplica } from './replica.js'
@@ -156,6 +157,23 @@ class FlushesStateAheadOfLog extends SimulatedReplica {
 class AppliesWhatIsAboutToBeTruncated extends SimulatedReplica {
   protected override readToApply(_core: Consensus, firstIndex: number, lastIndex: number, maxBytes: number): readonly Entry[] {
     return this.disk.read(firstIndex, lastIndex, maxBytes)
+  }
+}
+
+class InstallsWhatIsOlder extends SimulatedReplica {
+  protected override install(snapshot: Parameters<SimulatedReplica['replaceState']>[0]): void {
+    this.replaceState(snapshot)
+  }
+}
+
+/** Between the switch of the state and the reset of the log a crash leaves a log that does not reach the state. */
+class ForgetsToResetTheLog extends SimulatedReplica {
+  protected override resetLog(): void {}
+}
+
+class ResetKeepsTheLog extends SimulatedLogDisk {
+  override restore(reset: Parameters<SimulatedLogDisk['restore']>[0]): void {
+    super.restore({ ...reset, keepsLater: reset.index < this.lastIndex })
   }
 }
 
@@ -373,8 +391,8 @@ class TwoVotesInATerm extends CoreWrapper {
   }
 }
 
-/** All known bugs. */
-export const mutations: readonly Mutation[] = [
+/** Known bugs around the core. */
+const outerMutations: readonly Mutation[] = [
   disk('vote-not-persisted', 'The vote is not in the hard state that is written (D1.1, D1.2)', VoteNotStored),
   disk('term-not-persisted', 'The term is never written (D1.2)', TermNotStored),
   disk('hard-state-after-entries', 'The hard state is written by the write after the one that needs it (D1.3)', HardStateAfterEntries),
@@ -396,6 +414,9 @@ export const mutations: readonly Mutation[] = [
   host('applied-twice', 'The applied index is stored apart from the data, and behind it (D1.7)', AppliesTwiceAfterRestart),
   host('applies-stale-log', 'Committed entries are read from a log whose truncation is still in flight', AppliesWhatIsAboutToBeTruncated),
   host('state-ahead-of-log', 'The state of entries whose log write is still in flight is flushed', FlushesStateAheadOfLog),
+  host('snapshot-moves-back', 'A snapshot that is older than the state is installed (D6.47)', InstallsWhatIsOlder),
+  host('log-not-reset', 'After a crash the log does not reach the snapshot that was installed, and nobody looks (D6.52)', ForgetsToResetTheLog),
+  disk('reset-keeps-log', 'The log store keeps entries that follow on another entry than the snapshot ends with (D6.47)', ResetKeepsTheLog),
   core('commit-old-term-by-count', 'Entries of older terms are committed by counting (D2.14)', CommitsOldTermsByCounting),
   core('quorum-off-by-one', 'Half of an even number of voters is taken for a majority (D2.15)', CommitsWithHalf),
   core(
@@ -412,3 +433,6 @@ export const mutations: readonly Mutation[] = [
   core('old-acknowledgements-counted', 'A reply of an older leadership counts in this one (D2.21)', CountsOldAcknowledgements),
   core('two-votes-in-a-term', 'A second vote is given in a term (D1.1)', TwoVotesInATerm),
 ]
+
+/** All known bugs. */
+export const mutations: readonly Mutation[] = [...outerMutations, ...coreMutations]

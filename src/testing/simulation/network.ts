@@ -54,6 +54,8 @@ interface Link {
   /** Messages of these types are lost; how many faults ask for each. */
   readonly filters: Map<Message['type'], number>
   heldUntilUs: number
+  /** Messages of these types are held back until a time. */
+  readonly delayed: Map<Message['type'], number>
   lastArrivalUs: number
 }
 
@@ -78,7 +80,19 @@ export class SimulatedNetwork {
         const random = environment.stream(`network/${from}/${to}`)
         if (from === to) continue
         const [loses, repeats, straggles] = [random.chance(model.faultyLinks), random.chance(model.faultyLinks), random.chance(model.faultyLinks)]
-        row.set(to, { from, to, random, loses, repeats, straggles, cuts: 0, filters: new Map(), heldUntilUs: 0, lastArrivalUs: 0 })
+        row.set(to, {
+          from,
+          to,
+          random,
+          loses,
+          repeats,
+          straggles,
+          cuts: 0,
+          filters: new Map(),
+          delayed: new Map(),
+          heldUntilUs: 0,
+          lastArrivalUs: 0,
+        })
       }
       this.#links.set(from, row)
     }
@@ -118,6 +132,11 @@ export class SimulatedNetwork {
     link.heldUntilUs = Math.max(link.heldUntilUs, untilUs)
   }
 
+  /** Holds messages of one type on one direction back until a time. */
+  delay(from: NodeId, to: NodeId, type: Message['type'], untilUs: number): void {
+    this.#link(from, to).delayed.set(type, untilUs)
+  }
+
   /**
    * Ends every fault of the network's own. What is still on its way arrives within `graceUs` or never: a dead leader's heartbeats, repeated for seconds more, would
    * keep its followers loyal, and are a fault themselves.
@@ -131,6 +150,7 @@ export class SimulatedNetwork {
       for (const link of row.values()) {
         link.cuts = 0
         link.filters.clear()
+        link.delayed.clear()
         link.heldUntilUs = 0
       }
     }
@@ -163,6 +183,12 @@ export class SimulatedNetwork {
     if (mayBeLate && link.straggles && random.chance(model.stragglerRate)) {
       environment.count('late')
       delayUs += random.integer(0, model.stragglerMaxUs - 1)
+    }
+    const delayedUntilUs = link.delayed.get(message.type) ?? 0
+    if (delayedUntilUs > environment.queue.nowUs) {
+      environment.count('delayed')
+      this.#launch(link, frame, delayedUntilUs - environment.queue.nowUs, false)
+      return
     }
     this.#launch(link, frame, delayUs, model.inOrder)
     if (link.repeats && random.chance(model.repeatRate)) {

@@ -6,6 +6,7 @@
 import type { Configuration, NodeId } from '../../raft/types.js'
 import type { SeededRandom } from '../seeded-random.js'
 import type { EventQueue } from './event-queue.js'
+import type { SimulatedNetwork } from './network.js'
 import type { SimulationPlan } from './plan.js'
 import type { SimulatedReplica } from './replica.js'
 
@@ -15,6 +16,7 @@ export interface OperatorEnvironment {
   readonly replicas: readonly SimulatedReplica[]
   stream(name: string): SeededRandom
   count(fault: string): void
+  readonly network: SimulatedNetwork
   trace(id: NodeId, event: string, a: number, b: number, detail: () => string): void
 }
 
@@ -81,5 +83,23 @@ export class Operator {
     this.#environment.count('transfer')
     this.#environment.trace(leader.id, 'transfer', id, 0, () => `to ${to ?? 'whom it likes'}`)
     leader.request({ type: 'transfer', id, to })
+    if (to !== null && to !== leader.id && this.#random.chance(0.3)) this.#demoteSoon(leader, to)
+  }
+
+  /** What told the other one to campaign arrives only after the leader gave that up, and perhaps after the other one was made a learner. */
+  #demoteSoon(leader: SimulatedReplica, to: NodeId): void {
+    const { queue, network, plan } = this.#environment
+    const electionTimeoutUs = plan.host.limits.electionTimeoutMs * 1000
+    this.#environment.count('late-handover')
+    network.delay(leader.id, to, 'timeout-now', queue.nowUs + Math.floor(electionTimeoutUs * (1.5 + 2 * this.#random.next())))
+    if (plan.membershipEveryUs === 0) return
+    queue.schedule(Math.floor(electionTimeoutUs * 1.2), () => {
+      const configuration = leader.core?.configuration
+      if (this.#stopped || leader.core?.role !== 'leader' || configuration === undefined) return
+      const voters = configuration.voters.filter((voter) => voter !== to)
+      if (voters.length === 0) return
+      const learners = [...configuration.learners.filter((learner) => learner !== to), to]
+      leader.request({ type: 'configure', id: this.#nextId++, voters, learners })
+    })
   }
 }

@@ -45,6 +45,10 @@ export class PendingOperations {
     this.#requests.add(id)
   }
 
+  forget(id: number): void {
+    this.#requests.delete(id)
+  }
+
   /** Takes what a drain says about proposals and reads. */
   answered(output: Output, termAt: (index: number) => number | undefined): void {
     const environment = this.#environment
@@ -83,6 +87,15 @@ export class PendingOperations {
   truncated(firstIndex: number): void {
     for (const [index, { id }] of [...this.#inLog]) {
       if (index < firstIndex) continue
+      this.#inLog.delete(index)
+      this.#environment.proposalEnded(this.#replica, id, 'unknown')
+    }
+  }
+
+  /** The log was replaced: the same of entries that are in it no more. */
+  replaced(firstIndex: number, termAt: (index: number) => number | undefined): void {
+    for (const [index, { id, term }] of [...this.#inLog]) {
+      if (index < firstIndex || termAt(index) === term) continue
       this.#inLog.delete(index)
       this.#environment.proposalEnded(this.#replica, id, 'unknown')
     }

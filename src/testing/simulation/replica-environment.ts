@@ -32,6 +32,8 @@ export interface HostModel {
   readonly snapshotUs: number
   /** Probability of a crash right after a step that changed role or term. */
   readonly crashAtChange: number
+  /** Probability that a leader which appends a configuration dies before anybody but its disk hears of it. */
+  readonly crashAtConfiguration: number
   /** Probability of a crash while a truncation is on its way to the disk. */
   readonly crashAtTruncation: number
 }

@@ -8,18 +8,19 @@
  * reached, never ahead of the log on disk; 6. a snapshot is another replica's state and applied index, captured at one moment and installed later, durably, if it is still ahead; the reset of the log
  * follows, and when a crash comes between, it is made up for at the start; 7. the log is compacted up to what the state machine holds durably.
  */
-import type {
-  Configuration,
-  Consensus,
-  Entry,
-  FetchRequest,
-  Input,
-  InstallRequest,
-  Message,
-  NodeId,
-  Output,
-  PersistWork,
-  RaftOptions,
+import {
+  type Configuration,
+  type Consensus,
+  type Entry,
+  EntryKind,
+  type FetchRequest,
+  type Input,
+  type InstallRequest,
+  type Message,
+  type NodeId,
+  type Output,
+  type PersistWork,
+  type RaftOptions,
 } from '../../raft/types.js'
 import type { SeededRandom } from '../seeded-random.js'
 import { InvariantViolation } from './invariants.js'
@@ -125,7 +126,7 @@ export class SimulatedReplica {
     if (applied < this.appliedIndex) environment.count('state-lost')
     this.#stateFloor = applied
     this.restoreState(applied)
-    this.#resetLog()
+    this.resetLog()
     const random = environment.stream(`core/${this.id}/${this.incarnation}`)
     const core = this.build({
       id: this.id,
@@ -157,7 +158,7 @@ export class SimulatedReplica {
   }
 
   /** A crash may have come between the switch of the state and the reset of the log. */
-  #resetLog(): void {
+  protected resetLog(): void {
     const { disk } = this
     const installed = this.#installed
     if (installed === null || installed.index <= disk.base.index) return
@@ -258,6 +259,13 @@ export class SimulatedReplica {
     this.#enqueue(input)
   }
 
+  /** Whoever asked for other members gave up before this replica looked at it. */
+  forgetRequests(): void {
+    const forgotten = this.#inbox.filter(({ type }) => type === 'configure')
+    this.#inbox = this.#inbox.filter(({ type }) => type !== 'configure')
+    for (const input of forgotten) if (input.type === 'configure') this.#operations.forget(input.id)
+  }
+
   /** The transport's hint that a connection was lost. */
   unreachable(peer: NodeId): void {
     if (this.core === null) return
@@ -355,6 +363,7 @@ export class SimulatedReplica {
     if (work !== null) {
       environment.checker.persistWork(this.id, core, work, leaderTerm)
       this.#writer.push(work)
+      if (work.reset !== null) this.#operations.replaced(work.reset.index + 1, (index) => core.termAt(index))
       if (work.truncateFrom !== null) this.#truncated(work.truncateFrom)
       environment.trace(
         this.id,
@@ -362,15 +371,23 @@ export class SimulatedReplica {
         work.sequence,
         work.entries.length,
         () =>
-          `work ${work.sequence}${work.hardState === null ? '' : ` term ${work.hardState.term} vote ${work.hardState.vote}`}${work.truncateFrom === null ? '' : ` truncate ${work.truncateFrom}`} entries ${work.entries.length}`,
+          `work ${work.sequence}${work.hardState === null ? '' : ` term ${work.hardState.term} vote ${work.hardState.vote}`}${work.reset === null ? '' : ` reset ${work.reset.index}@${work.reset.term}${work.reset.keepsLater ? ' keeps' : ''}`}${work.truncateFrom === null ? '' : ` truncate ${work.truncateFrom}`} entries ${work.entries.length}`,
       )
     }
-    for (const message of output.sendNow) this.release(message)
+    if (!this.#diesWith(core, work)) for (const message of output.sendNow) this.release(message)
     if (output.sendAfterPersist.length > 0) this.gate(this.#writer.lastSequence, output.sendAfterPersist)
     this.#operations.answered(output, (index) => core.termAt(index))
     for (const request of output.fetch) this.#fetch(request)
     if (output.install !== null) this.#fetchSnapshot(output.install)
     this.#writer.write()
+  }
+
+  /** Whether this is the last that it did: it appended a configuration, and what it sends is lost. */
+  #diesWith(core: Consensus, work: PersistWork | null): boolean {
+    if (core.role !== 'leader' || work === null || !work.entries.some(({ kind }) => kind === EntryKind.configuration)) return false
+    if (!this.#random.chance(this.#model.crashAtConfiguration)) return false
+    this.#dieWithin(this.#random.exponential(this.disk.writeMeanUs * 3), 'crash-at-configuration')
+    return true
   }
 
   #truncated(firstIndex: number): void {
@@ -381,9 +398,12 @@ export class SimulatedReplica {
 
   /** Perhaps dies while something delicate is on its way to the disk. */
   #crashSoon(fault: string): void {
-    if (!this.#random.chance(this.#model.crashAtTruncation)) return
+    if (this.#random.chance(this.#model.crashAtTruncation)) this.#dieWithin(this.#random.exponential(this.disk.writeMeanUs), fault)
+  }
+
+  #dieWithin(delayUs: number, fault: string): void {
     const { incarnation } = this
-    this.environment.queue.schedule(this.#random.exponential(this.disk.writeMeanUs), () => {
+    this.environment.queue.schedule(delayUs, () => {
       if (this.core === null || this.incarnation !== incarnation) return
       this.environment.count(fault)
       this.crash()

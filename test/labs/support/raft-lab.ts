@@ -44,6 +44,7 @@ const model: HostModel = {
   compactEntries: 0,
   compactKeeps: 0,
   snapshotUs: 0,
+  crashAtConfiguration: 0,
   crashAtTruncation: 0,
 }
 
