@@ -4,12 +4,13 @@
  * 1. Entries are dropped only where they really conflict with the leader's, so an old or repeated append never shortens the log (hazard D2.11); with the
  * conflicting entry goes all that follows it (hazard D2.12). Committed entries are never dropped: an append that would is proof that safety is lost,
  * and ends this replica.
- * 2. The commit index rises to the leader's, but never beyond the last entry of the request at hand (hazard D2.13), nor by a heartbeat beyond
- * what this log holds (hazard D5.45).
+ * 2. The commit index rises to the leader's, but never beyond the last entry of the request at hand (hazard D2.13). A heartbeat names no more than what this replica acknowledged: one
+ * that names more than this log holds is proof that the disk lost a part of it (an old copy was put back, say), and ends this replica (hazards D5.45, d20).
  * 3. Every answer to an append, refusals and repeated ones included, waits for the disk (hazard D1.5).
  * 4. A hint names the term at the conflict and the first index of that term in this log, so that the leader passes over whole terms (hazard D2.19).
  * 5. An offered snapshot is asked for only when this log does not hold what it covers (hazard D6.50); held, it is acknowledged up to the offered index and no further.
  */
+import { CorruptionError } from '../base/errors.js'
 import type { Election } from './election.js'
 import { invariant } from './invariant.js'
 import type { ReplicaState, Transitions } from './state.js'
@@ -141,8 +142,14 @@ export class Following {
   onHeartbeat(message: Heartbeat): boolean {
     if (!this.#isLeader(message.from)) return false
     this.#heard(message.from, message.isResting)
-    // A log that is shorter than what it once acknowledged has lost entries: nothing of it is known to be committed.
-    if (message.commitIndex <= this.#state.log.lastIndex) this.#state.commitUpTo(message.commitIndex)
+    const { lastIndex } = this.#state.log
+    // The leader of this very term says no more than what this replica acknowledged to it. Then its disk has lost what it promised to keep, and no rejection would ever
+    // make the leader step back behind that: this life is over (hazard d20).
+    if (message.commitIndex > lastIndex)
+      throw new CorruptionError(
+        `the log ends at ${lastIndex}, but ${message.commitIndex} was acknowledged to ${message.from}: a part of the log is lost`,
+      )
+    this.#state.commitUpTo(message.commitIndex)
     this.answerHeartbeat(message)
     return true
   }

@@ -2,7 +2,7 @@
  * Owns what comes from other replicas: which messages are looked at, how their terms compare, and which concern each is for.
  *
  * 1. A message is looked at only when it is well-formed and for this replica; else it is counted and ignored. Nothing from outside makes the core
- * throw, but an append that contradicts committed entries.
+ * throw, but an append that contradicts committed entries, and a heartbeat that shows that this replica's disk lost what it had acknowledged.
  * 2. Before a message is dealt with, its term is compared once, here: an earlier one is refused with this replica's term or ignored, a later one is entered,
  * and thereby part of the persist work before anything that answers the message (§5.1).
  * 3. Replies of nodes that are no members are ignored, whatever their term: a removed node cannot depose a leader (hazard D3.26). Their requests are

@@ -1,5 +1,6 @@
 /** What a leader sends and what followers make of it: Raft paper §5.3, and the hazards of log matching and flow control. */
 import { expect } from 'chai'
+import { CorruptionError } from '../../src/base/errors.js'
 import { InvariantError } from '../../src/raft/invariant.js'
 import { entryBytes } from '../../src/raft/log.js'
 import type { AppendRequest } from '../../src/raft/types.js'
@@ -101,11 +102,11 @@ describe('raft replication', () => {
       expect(follower.core.commitIndex, 'a refused request commits nothing').to.equal(3)
     })
 
-    it('hazard D5.45: a heartbeat commits what the log holds, and nothing when it claims more', () => {
+    it('hazard D5.45, d20: a heartbeat commits what the log holds; one that names more is proof that what was acknowledged is lost, and ends the replica', () => {
       const follower = new Solo({ terms: [1, 1, 1] })
       follower.heartbeat({ from: 'n2', term: 1, commitIndex: 2 })
       expect(follower.core.commitIndex).to.equal(2)
-      follower.heartbeat({ from: 'n2', term: 1, commitIndex: 9 })
+      expect(() => follower.heartbeat({ from: 'n2', term: 1, commitIndex: 4 })).to.throw(CorruptionError)
       expect(follower.core.commitIndex).to.equal(2)
     })
 

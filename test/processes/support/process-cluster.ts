@@ -77,7 +77,8 @@ export class ProcessCluster {
     const smallDisk = options.smallDisk === true ? await SmallDisk.mount(join(folder, last), smallDiskBytes, undertaker) : null
     const library = options.syncFaults === true ? await SyncFaults.compile(folder) : null
     const syncFaults = library === null ? null : SyncFaults.of(library, join(folder, 'sync-mode'))
-    const bootstrap = { nodes: known.map(({ id, address }) => ({ id, address })), groups }
+    // Every node in every group: each fault of a node is then one of every group.
+    const bootstrap = { nodes: known.map(({ id, address }) => ({ id, address })), groups, replicas: size }
     const nodes = known.map(
       ({ id, target, address }, at) =>
         new NodeProcess(
