@@ -61,7 +61,7 @@ export class Replication {
 
   /** What is believed of every other member; empty for whoever does not lead. */
   progress(): PeerProgress[] {
-    const activeAfterMs = this.#state.nowMs - this.#state.options.electionTimeoutMs
+    const activeAfterMs = this.#state.nowMs - this.#rest.patienceMs(this.#state.nowMs)
     return [...this.#peers.values()].map(({ id, matchIndex, nextIndex, state, lastHeardMs }) => ({
       peer: id,
       matchIndex,

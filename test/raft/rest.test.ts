@@ -37,6 +37,14 @@ describe('raft rest', () => {
     const times = beatsWithin(leader, 500)
     expect(times).to.have.length(10)
     expect(leader.core.role).to.equal('leader')
+    for (let passed = 0; passed < 60; passed++) {
+      const { sendNow } = leader.tick(1).drain()
+      expect(
+        leader.core.progress().every(({ isActive }) => isActive),
+        'followers are as active as they can be',
+      ).to.equal(true)
+      for (const { to, round } of only(sendNow, 'heartbeat')) leader.answerHeartbeat(to, round)
+    }
   })
 
   it('a proposal, or a read, ends the rest at once: appends and heartbeats come as ever', () => {
