@@ -159,6 +159,12 @@ export class NodeInvariants {
     if (keepsLater && log.hashAt(index) === committed.hashAt(index)) return
     if (keepsLater) this.violation('R13', `${node} keeps what comes after entry ${index} of group ${group}, where its log is another`)
     this.reach('log-reset')
+    this.#becomeCommitted(log, group, index)
+  }
+
+  /** The log is what is committed, up to this index. */
+  #becomeCommitted(log: LogShape, group: number, index: number): void {
+    const { committed } = this.group(group)
     log.truncateFrom(1)
     for (let at = 1; at <= index; at++) log.push(committed.termAt(at)!, committed.hashAt(at)!)
   }
@@ -289,6 +295,25 @@ export class NodeInvariants {
         `${node} leads group ${group} in term ${term} without committed entry ${committed.lastIndex}; its log ends at ${log.lastIndex}`,
       )
     }
+  }
+
+  /** R13: a snapshot has become the state: further on than what it replaces, and of what is committed. */
+  onRestored(core: Consensus, index: number, term: number): void {
+    const view = this.#views.get(core)
+    if (view === undefined) return
+    const { node, group, log } = view
+    this.reach('snapshot-installed')
+    if (index <= view.appliedIndex)
+      this.violation('R13', `${node} installs a snapshot of group ${group} at ${index}, its state was at ${view.appliedIndex}`)
+    const { committed } = this.group(group)
+    if (index > committed.lastIndex || committed.termAt(index) !== term) {
+      this.violation(
+        'R13',
+        `${node} installs a snapshot of group ${group} at entry ${index} of term ${term}; committed is up to ${committed.lastIndex}`,
+      )
+    }
+    view.appliedIndex = index
+    if (log.hashAt(index) !== committed.hashAt(index)) this.#becomeCommitted(log, group, index)
   }
 
   /** The core was told that its state machine has applied up to this index. */

@@ -91,6 +91,7 @@ export function observe(seams: Seams, { checker, current, nodeAt, noteWrite, onR
   })
   seams.replace(RaftCore, 'step', (step) => {
     return function (input) {
+      if (input.type === 'restored' && current() !== null) look(() => checker.onRestored(this, input.index, input.term))
       if (input.type === 'applied' && current() !== null) look(() => checker.onApplied(this, input.index))
       return step.call(this, input)
     }

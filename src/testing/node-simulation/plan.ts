@@ -68,6 +68,11 @@ export interface PlannedTuning {
   readonly maxUncommittedBytes: number
   readonly flushBytes: number
   readonly flushAfterMs: number
+  readonly recordCacheBytes: number
+  readonly compactLogBytes: number
+  readonly compactLogEntries: number
+  readonly snapshotChunkBytes: number
+  readonly snapshotBytesPerSecond: number
 }
 
 export interface NodePlan {
@@ -130,6 +135,11 @@ export function drawNodePlan(seed: number): NodePlan {
       maxUncommittedBytes: random.chance(0.2) ? random.pick([100, 1000, 10000]) : 67108864,
       flushBytes: random.pick([1, 300, 2000, 20000, 4194304]),
       flushAfterMs: electionTimeoutMs * random.pick([0.1, 0.5, 2, 10]),
+      recordCacheBytes: random.pick([0, 1000, 1000000]),
+      compactLogBytes: random.chance(0.5) ? random.pick([100, 1000, 10000]) : 67108864,
+      compactLogEntries: random.chance(0.6) ? random.pick([1, 5, 20, 60]) : 1000000,
+      snapshotChunkBytes: random.pick([1, 100, 2000, 262144]),
+      snapshotBytesPerSecond: random.pick([200000, 2000000, 67108864]),
     },
     attemptTimeoutMs: electionTimeoutMs * random.pick([1, 2, 4]),
     disk: {
