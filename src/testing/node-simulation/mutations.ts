@@ -242,4 +242,65 @@ export const nodeMutations: readonly NodeMutation[] = [
       })
     },
   },
+  {
+    name: 'snapshot-not-of-one-moment',
+    description: 'A snapshot is read from the database as it is by then, not as it was when it was taken (R13)',
+    plant: (seams) => {
+      seams.replace(SimulatedDatabase, 'snapshot', () => {
+        return function () {
+          return { getSync: (key) => this.getSync(key), iterate: (range) => this.iterate(range), close: async () => {} }
+        }
+      })
+    },
+  },
+  {
+    name: 'snapshot-without-completions',
+    description: 'A snapshot leaves out what requests were answered (K3, S4)',
+    plant: (seams) => {
+      seams.replace(Replica, 'stage', (stage) => {
+        return function (records) {
+          return stage.call(
+            this,
+            records.filter(([key]) => key[2] !== sessionType || (key[0] === 0xff && key[1] === 0xff)),
+          )
+        }
+      })
+    },
+  },
+  {
+    name: 'half-installed-state-visible',
+    description: 'The state is switched when a snapshot begins to be staged, not when it is whole (D6.52)',
+    plant: (seams) =>
+      changedBatches(seams, 'state', (batch) => ({
+        put: (key, value) => {
+          // The pointer of a group names its current area; what is staged lies in the other one.
+          if (key.length > 3 && key[2] !== 0xff) batch.put(Buffer.from([key[0]!, key[1]!, 0xff]), Buffer.from([1, key[2]!]))
+          batch.put(key, value)
+        },
+      })),
+  },
+  {
+    name: 'log-not-reset-after-install',
+    description: 'The log stays as it was when a snapshot is installed (D2.20, D6.47)',
+    plant: (seams) => {
+      seams.replace(LogStore, 'write', (write) => {
+        return function (works) {
+          return write.call(
+            this,
+            works.map((each) => (each.work === null ? each : { ...each, work: { ...each.work, reset: null } })),
+          )
+        }
+      })
+    },
+  },
+  {
+    name: 'log-compacted-beyond-flush',
+    description: 'The log is cut by what is applied in memory, not by what the state database holds (D1)',
+    plant: (seams) => seams.replaceGetter(StateStore, 'flushedIndex', (store) => store.appliedIndex),
+  },
+  {
+    name: 'state-not-synced',
+    description: 'The state is written without sync, and the log cut by it all the same (D1.10)',
+    plant: (seams) => changedBatches(seams, 'state', (batch) => ({ write: () => batch.write({ sync: false }) })),
+  },
 ]
