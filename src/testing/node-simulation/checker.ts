@@ -44,6 +44,10 @@ export interface GroupTruth {
   /** Prefix hash of each committed index; index 0 is 0. */
   readonly committed: LogShape
   readonly leaders: Map<number, string>
+  /** The highest term that had a leader. */
+  highestTerm: number
+  /** By index: the highest term that had a leader when the entry was first seen to be committed. */
+  readonly committedIn: number[]
   /** By index and term: the hash of the prefix. */
   readonly prefixes: Map<number, number>[]
   readonly votes: Map<string, string>
@@ -68,6 +72,8 @@ export class NodeInvariants {
       this.#groups.set(id, {
         committed: new LogShape(),
         leaders: new Map(),
+        highestTerm: 0,
+        committedIn: [],
         prefixes: [],
         votes: new Map(),
         reference: new ReferenceMachine(),
@@ -288,12 +294,12 @@ export class NodeInvariants {
     const other = truth.leaders.get(term)
     if (other !== undefined && other !== node) this.violation('R1', `${node} and ${other} both lead group ${group} in term ${term}`)
     truth.leaders.set(term, node)
-    const { committed } = truth
-    if (log.hashAt(committed.lastIndex) !== committed.hashAt(committed.lastIndex)) {
-      this.violation(
-        'R4',
-        `${node} leads group ${group} in term ${term} without committed entry ${committed.lastIndex}; its log ends at ${log.lastIndex}`,
-      )
+    truth.highestTerm = Math.max(truth.highestTerm, term)
+    // Votes may come late: what later leaders have committed since is none of this one's business.
+    let index = truth.committed.lastIndex
+    while (index > 0 && truth.committedIn[index]! >= term) index--
+    if (log.hashAt(index) !== truth.committed.hashAt(index)) {
+      this.violation('R4', `${node} leads group ${group} in term ${term} without committed entry ${index}; its log ends at ${log.lastIndex}`)
     }
   }
 
@@ -341,6 +347,7 @@ export class NodeInvariants {
     if (index > committed.lastIndex + 1)
       this.violation('R17', `${node} applies entry ${index} of group ${group}, and nobody has applied ${committed.lastIndex + 1}`)
     committed.push(log.termAt(index)!, hash)
+    truth.committedIn[index] = truth.highestTerm
     this.#checkDurable('R10', core, group, index, `entry ${index} of group ${group} is applied by ${node}`)
   }
 

@@ -3,6 +3,7 @@
  *
  * Invariants: 1. each fault undoes only what it did; 2. after `stop` none begins or ends any more: whoever heals undoes what lasts.
  */
+import type { Replica } from '../../engine/replica.js'
 import type { SimulatedNetwork } from './network.js'
 import type { PlannedFault } from './plan.js'
 import type { SimulatedNode } from './simulated-node.js'
@@ -13,6 +14,8 @@ export interface FaultTargets {
   readonly network: SimulatedNetwork
   /** Nodes with data. */
   readonly members: readonly SimulatedNode[]
+  /** The replicas of a node's present life. */
+  replicas(node: SimulatedNode): readonly Replica[]
   /** All nodes. */
   readonly nodes: readonly SimulatedNode[]
   count(fault: string): void
@@ -107,6 +110,9 @@ export class NodeFaults {
           target.start()
         })
         return
+      case 'transfer':
+        this.#transfer(this.#target({ ...fault, node: -1 }), fault)
+        return
       case 'pause': {
         const { process } = target
         if (process === null || process.paused) return
@@ -155,6 +161,15 @@ export class NodeFaults {
       default:
         kind satisfies never
     }
+  }
+
+  /** The leader is asked to hand its group over: to whoever is best, or to some node, which may be down or a stranger. */
+  #transfer(leader: SimulatedNode, { group, amount }: PlannedFault): void {
+    const { members } = this.#targets
+    const replica = this.#targets.replicas(leader).find((each) => each.group === group)
+    if (replica === undefined) return
+    const to = amount % 3 === 0 ? null : members[amount % members.length]!.name
+    leader.process?.complete(0, () => void replica.transfer(to))
   }
 
   #replaceLife(node: SimulatedNode): void {

@@ -37,6 +37,9 @@ export interface HealingEnvironment {
 /** Within how many election timeouts each step must be done. */
 const healElectionTimeouts = 80
 
+/** A transfer of a snapshot whose source is gone is given up after ten seconds, whatever the election timeout. */
+const snapshotPatienceUs = 25_000_000
+
 export class NodeHealing {
   readonly #environment: HealingEnvironment
 
@@ -72,7 +75,7 @@ export class NodeHealing {
     for (const [, { committed }] of checker.groups) entries = Math.max(entries, committed.lastIndex)
     // What is in the logs may travel in small pieces: one round trip, with the disk's and the network's time, for each entry at worst.
     const perEntryUs = 4 * (plan.disk.syncMeanUs + plan.disk.readMeanUs + 1000)
-    return plan.tuning.electionTimeoutMs * 1000 * healElectionTimeouts + entries * perEntryUs * plan.groups
+    return plan.tuning.electionTimeoutMs * 1000 * healElectionTimeouts + snapshotPatienceUs + entries * perEntryUs * plan.groups
   }
 
   #calm(): void {

@@ -17,6 +17,7 @@ export const nodeFaultKinds = [
   'crash-at-operation',
   'crash-in-recovery',
   'close',
+  'transfer',
   'pause',
   'slow-node',
   'slow-disk',

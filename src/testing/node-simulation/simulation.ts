@@ -137,9 +137,10 @@ class NodeSimulation {
     else this.#replicas.set(node.name, { life: node.life, replicas: [replica] })
   }
 
-  replicas(node: SimulatedNode): readonly Replica[] {
+  /** The replicas of a node's present life. */
+  readonly replicas = (node: SimulatedNode): readonly Replica[] => {
     const known = this.#replicas.get(node.name)
-    return known?.life === node.life ? known.replicas : []
+    return known?.life === node.life && node.state !== 'down' ? known.replicas.filter(({ stopped }) => !stopped) : []
   }
 
   readonly count = (fault: string): void => {
@@ -184,7 +185,7 @@ class NodeSimulation {
       checker: this.checker,
       workload,
       history: this.history,
-      replicas: (node) => this.replicas(node),
+      replicas: this.replicas,
       trace: this.trace,
     }).run()
   }
@@ -203,6 +204,9 @@ export async function runNodeSimulation(options: NodeSimulationOptions): Promise
   const simulation = new NodeSimulation(plan, options)
   const { world, checker } = simulation
   let violation: NodeViolation | null = null
+  const { stackTraceLimit } = Error
+  // Errors are made by the thousand, as answers; their stacks would cost more than all else about them.
+  Error.stackTraceLimit = 4
   const onRejection = (error: unknown): void => world.fail(new Error('a rejection that nobody handles', { cause: error }))
   // Whoever else listens, a test runner say, would take it for its own.
   const others = process.rawListeners('unhandledRejection') as ((error: unknown) => void)[]
@@ -217,6 +221,7 @@ export async function runNodeSimulation(options: NodeSimulationOptions): Promise
   } finally {
     for (const node of simulation.nodes) node.process?.kill()
     simulation.seams.remove()
+    Error.stackTraceLimit = stackTraceLimit
     await new Promise((resolve) => setImmediate(resolve))
     process.off('unhandledRejection', onRejection)
     for (const listener of others) process.on('unhandledRejection', listener)
