@@ -272,10 +272,12 @@ export class NodeInvariants {
     if (work !== null && work.reset !== null) this.#reset(node, group, log, work.reset)
     if (work !== null && work.entries.length > 0) {
       const first = work.entries[0]!
-      if (first.index <= log.lastIndex && view.role === 'leader' && core.role === 'leader' && core.term === view.term) {
-        this.violation('R2', `${node}, leader of term ${core.term} in group ${group}, truncates its log from ${first.index}`)
+      if (first.index <= log.lastIndex && log.hashAt(first.index) !== extendHash(log.hashAt(first.index - 1)!, first)) {
+        this.reach('truncation')
+        if (view.role === 'leader' && core.role === 'leader' && core.term === view.term) {
+          this.violation('R2', `${node}, leader of term ${core.term} in group ${group}, truncates its log from ${first.index}`)
+        }
       }
-      if (first.index <= log.lastIndex) this.reach('truncation')
       log.truncateFrom(first.index)
       for (const entry of work.entries) this.#remember(group, entry.index, entry.term, log.append(entry), `${node}'s memory`)
     }
@@ -331,8 +333,24 @@ export class NodeInvariants {
   #advance(core: Consensus, view: CoreView, index: number): void {
     const { node, group } = view
     if (index < view.appliedIndex) this.violation('R6', `the applied index of ${node} in group ${group} goes from ${view.appliedIndex} to ${index}`)
+    this.#catchUp(core, view, index)
     for (let at = view.appliedIndex + 1; at <= index; at++) this.#commit(core, view, at)
     view.appliedIndex = index
+  }
+
+  /** What the core has taken in since its last drain may be committed, and applied, already. */
+  #catchUp(core: Consensus, { node, group, log }: CoreView, index: number): void {
+    let same = Math.min(index, log.lastIndex)
+    while (same > 0 && log.termAt(same) !== core.termAt(same)) {
+      // Compacted away: it was seen long ago.
+      if (core.termAt(same) === undefined) break
+      same--
+    }
+    if (same >= index) return
+    log.truncateFrom(same + 1)
+    for (const entry of core.entries(same + 1, index, Number.MAX_SAFE_INTEGER)) {
+      this.#remember(group, entry.index, entry.term, log.append(entry), `${node}'s memory`)
+    }
   }
 
   #commit(core: Consensus, { node, group, log }: CoreView, index: number): void {
@@ -370,6 +388,7 @@ export class NodeInvariants {
     const view = this.#views.get(core)
     if (view === undefined) return
     const { node, group, log } = view
+    this.#catchUp(core, view, index)
     const term = log.termAt(index)
     const before = log.hashAt(index - 1)
     if (term === undefined || before === undefined || extendHash(before, { term, index, kind: 1, data }) !== log.hashAt(index)) {

@@ -4,7 +4,7 @@
  *
  * Numbers in the descriptions are rows of the hazards catalogue.
  */
-import type { DatabaseBatch } from '../../engine/database.js'
+import type { DatabaseBatch, DatabaseIterator, DatabaseRange } from '../../engine/database.js'
 import { KvMachine } from '../../engine/kv-machine.js'
 import { LogStore } from '../../engine/log-store.js'
 import { Replica } from '../../engine/replica.js'
@@ -246,9 +246,18 @@ export const nodeMutations: readonly NodeMutation[] = [
     name: 'snapshot-not-of-one-moment',
     description: 'A snapshot is read from the database as it is by then, not as it was when it was taken (R13)',
     plant: (seams) => {
-      seams.replace(SimulatedDatabase, 'snapshot', () => {
+      seams.replace(SimulatedDatabase, 'snapshot', (snapshot) => {
         return function () {
-          return { getSync: (key) => this.getSync(key), iterate: (range) => this.iterate(range), close: async () => {} }
+          const sound = snapshot.call(this)
+          const iterate = (range: DatabaseRange): DatabaseIterator => {
+            const live = this.iterate(range)
+            return {
+              // The index stays that of the snapshot: the receiver compares it.
+              nextv: async (count) => (await live.nextv(count)).map(([key, value]) => [key, isAppliedIndex(key) ? sound.getSync(key)! : value]),
+              close: () => live.close(),
+            }
+          }
+          return { ...sound, iterate }
         }
       })
     },

@@ -116,7 +116,19 @@ export function drawNodePlan(seed: number): NodePlan {
   const maxAppendBytes = random.pick([1, 200, 4096, 65536, 524288])
   const faultyUs = electionTimeoutUs * random.integer(30, 80)
   const clients = Array.from({ length: random.integer(1, 5) }, () => random.integer(0, nodes + clientNodes - 1))
-  const shape = { seed, nodes, groups, replicas, clients, faultyUs, keys: random.pick([1, 3, 6, 12, 40]), electionTimeoutUs }
+  // Followers that miss much while the rest writes on: snapshots all the time.
+  const snapshots = replicas > 1 && random.chance(0.25)
+  const shape = {
+    snapshots,
+    seed,
+    nodes,
+    groups,
+    replicas,
+    clients,
+    faultyUs,
+    keys: snapshots ? 40 : random.pick([1, 3, 6, 12, 40]),
+    electionTimeoutUs,
+  }
   return {
     seed,
     nodes,
@@ -134,12 +146,12 @@ export function drawNodePlan(seed: number): NodePlan {
       maxInflightBytes: maxAppendBytes * random.pick([1, 2, 16]),
       maxTailBytes: random.pick([1, 100, 1000, 65536, 16777216]),
       maxUncommittedBytes: random.chance(0.2) ? random.pick([100, 1000, 10000]) : 67108864,
-      flushBytes: random.pick([1, 300, 2000, 20000, 4194304]),
+      flushBytes: snapshots ? random.pick([1, 300]) : random.pick([1, 300, 2000, 20000, 4194304]),
       flushAfterMs: electionTimeoutMs * random.pick([0.1, 0.5, 2, 10]),
       recordCacheBytes: random.pick([0, 1000, 1000000]),
-      compactLogBytes: random.chance(0.5) ? random.pick([100, 1000, 10000]) : 67108864,
-      compactLogEntries: random.chance(0.6) ? random.pick([1, 5, 20, 60]) : 1000000,
-      snapshotChunkBytes: random.pick([1, 100, 2000, 262144]),
+      compactLogBytes: random.chance(0.5) || snapshots ? random.pick([100, 1000, 10000]) : 67108864,
+      compactLogEntries: snapshots ? random.pick([1, 5]) : random.chance(0.5) ? random.pick([1, 5, 20, 60]) : 1000000,
+      snapshotChunkBytes: snapshots ? random.pick([1, 100]) : random.pick([1, 100, 2000, 262144]),
       snapshotBytesPerSecond: random.pick([200000, 2000000, 67108864]),
     },
     attemptTimeoutMs: electionTimeoutMs * random.pick([1, 2, 4]),
@@ -170,6 +182,7 @@ export function drawNodePlan(seed: number): NodePlan {
 }
 
 interface PlanShape {
+  readonly snapshots: boolean
   readonly seed: number
   readonly nodes: number
   readonly groups: number
@@ -179,14 +192,15 @@ interface PlanShape {
   readonly electionTimeoutUs: number
 }
 
-function drawFaults({ seed, nodes, groups, faultyUs, electionTimeoutUs }: PlanShape): PlannedFault[] {
+function drawFaults({ snapshots, seed, nodes, groups, faultyUs, electionTimeoutUs }: PlanShape): PlannedFault[] {
   const random = new SeededRandom(seed, 'node faults')
   const faults: PlannedFault[] = []
   for (const kind of nodeFaultKinds) {
     const stream = new SeededRandom(seed, `node faults ${kind}`)
-    if (!random.chance(0.4)) continue
+    const isWanted = random.chance(snapshots ? 0.2 : 0.4)
+    if (!isWanted && !(snapshots && kind === 'isolate')) continue
     const everyUs = electionTimeoutUs * stream.pick([4, 8, 16, 32])
-    const lastsUs = electionTimeoutUs * stream.pick([0.3, 1, 3, 6])
+    const lastsUs = electionTimeoutUs * stream.pick(snapshots ? [1, 3] : [0.3, 1, 3, 6])
     const atLeader = stream.pick([0, 0.3, 0.8])
     for (let atUs = stream.exponential(everyUs); atUs < faultyUs; atUs += 1 + stream.exponential(everyUs)) {
       faults.push({
@@ -219,10 +233,10 @@ function drawAmount(kind: NodeFaultKind, random: SeededRandom, electionTimeoutUs
 /** Of all clients: what a history can be checked for in a short time. */
 const maxOperations = 800
 
-function drawOperations({ seed, clients, faultyUs, keys, electionTimeoutUs }: PlanShape): PlannedOperation[] {
+function drawOperations({ snapshots, seed, clients, faultyUs, keys, electionTimeoutUs }: PlanShape): PlannedOperation[] {
   const shared = new SeededRandom(seed, 'node operations')
-  const readShare = shared.pick([0.1, 0.4, 0.8])
-  const everyUs = electionTimeoutUs / shared.pick([0.5, 2, 6])
+  const readShare = snapshots ? 0.1 : shared.pick([0.1, 0.4, 0.8])
+  const everyUs = electionTimeoutUs / (snapshots ? 6 : shared.pick([0.5, 2, 6]))
   const maxValueBytes = shared.pick([1, 50, 1000, 20000])
   const burst = shared.pick([1, 1, 3, 10])
   const most = Math.floor(maxOperations / clients.length)

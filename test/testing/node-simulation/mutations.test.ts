@@ -6,7 +6,8 @@ import { shrinkPlan } from '../../../src/testing/node-simulation/shrink.js'
 import { runNodeSimulation } from '../../../src/testing/node-simulation/simulation.js'
 import { mutations } from '../../../src/testing/simulation/mutations.js'
 
-describe('the node simulator with a known bug', () => {
+describe('the node simulator with a known bug', function () {
+  this.timeout(180_000)
   for (const mutation of nodeMutations) {
     it(`catches ${mutation.name}: ${mutation.description}`, async () => {
       const outcome = await runNodeMutation(mutation, 1, 500)
