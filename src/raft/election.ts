@@ -19,7 +19,7 @@
  * better log, or else the greater id, does not sit that term out. Both waits end at a time that is drawn, so that those who wait together do not campaign together.
  */
 import { hasQuorum, votersOf } from './quorum.js'
-import { restTimeoutFactor } from './rest.js'
+import { restPromiseMs, restTimeoutFactor } from './rest.js'
 import type { ReplicaState, Transitions } from './state.js'
 import type { NodeId, PreVoteReply, PreVoteRequest, VoteReply, VoteRequest } from './types.js'
 
@@ -33,6 +33,8 @@ export class Election {
   /** When a leader was last heard, and which: votes against it wait. */
   #heardMs: number
   #heardFrom: NodeId | null = null
+  /** For how long they wait. */
+  #promiseMs: number
   /** The leader asked for this campaign. */
   #isForTransfer = false
   readonly #granted = new Set<NodeId>()
@@ -45,6 +47,7 @@ export class Election {
     this.#transitions = transitions
     // Not 0: after a restart, replies to a campaign before it are unlikely to fit.
     this.#sequence = Math.floor(state.options.random() * 2 ** 31)
+    this.#promiseMs = state.options.electionTimeoutMs
     // Before a restart it may have heard one; not in term 0, and not when nobody else counts.
     this.#heardMs = state.term > 0 && !state.isAlone ? state.nowMs : Number.NEGATIVE_INFINITY
     // Whoever is alone has nobody to wait for.
@@ -77,6 +80,7 @@ export class Election {
   /** The connection to a peer broke (invariant 8). */
   onUnreachable(peer: NodeId): void {
     const { role, leader, options } = this.#state
+    if (leader === peer) this.#promiseMs = options.electionTimeoutMs
     // Told again and again, it must not draw until the time is short.
     if (role !== 'follower' || leader !== peer || this.#isHurried) return
     this.#isHurried = true
@@ -87,6 +91,7 @@ export class Election {
   leaderHeard(isResting = false): void {
     this.#heardMs = this.#state.nowMs
     this.#heardFrom = this.#state.leader
+    this.#promiseMs = isResting ? restPromiseMs(this.#state.options) : this.#state.options.electionTimeoutMs
     this.restartTimer(isResting ? restTimeoutFactor : 1)
   }
 
@@ -155,9 +160,9 @@ export class Election {
 
   /** Whether a live leader stands against this candidate (invariant 3). */
   isLeaderAlive(candidate: NodeId): boolean {
-    const { role, nowMs, options } = this.#state
+    const { role, nowMs } = this.#state
     if (role === 'leader') return true
-    return this.#heardFrom !== candidate && nowMs - this.#heardMs < options.electionTimeoutMs
+    return this.#heardFrom !== candidate && nowMs - this.#heardMs < this.#promiseMs
   }
 
   #isUpToDate(lastTerm: number, lastIndex: number): boolean {

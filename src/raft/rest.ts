@@ -3,7 +3,8 @@
  *
  * 1. A leader rests when nothing was appended, read or changed for a while, all is committed, and every follower either holds all of it or is not heard at all. Resting heartbeats come every
  * few intervals, and say so; a follower that hears one waits accordingly longer before it campaigns (`election.ts`), and the leader before it steps down.
- * 2. What is promised does not change: a follower stands by its leader for one election timeout after it was heard, and the leader's lease (`lease.ts`) is measured as ever; it is over most of the time at rest.
+ * 2. The leader's lease (`lease.ts`) is measured as ever; it is over most of the time at rest. A follower stands by a leader at rest until after the next heartbeat is due, and not only for one election timeout:
+ * else a replica that cannot hear the leader would be granted pre-votes between two heartbeats, and depose it. When the host says `unreachable`, one election timeout is enough again.
  * 3. Anything to do ends the rest in the same drain, before what it sends.
  * 4. That a resting leader's node died is the host's to notice, by what passes between nodes for all groups together: it says `unreachable`, which ends the longer wait. Without a host that
  * does so, the longer wait bounds how long nobody leads.
@@ -14,6 +15,11 @@ import type { RaftOptions } from './types.js'
 const restIntervals = 5
 /** How many election timeouts a follower waits after a resting heartbeat, before a time drawn from one more. */
 export const restTimeoutFactor = 4
+
+/** How long a follower stands by a leader after a resting heartbeat. */
+export function restPromiseMs({ electionTimeoutMs, heartbeatIntervalMs }: RaftOptions): number {
+  return electionTimeoutMs + restIntervals * heartbeatIntervalMs
+}
 
 export class Rest {
   readonly #options: RaftOptions

@@ -75,7 +75,7 @@ describe('raft rest', () => {
     expect(leader.core.role).to.equal('follower')
   })
 
-  it('a follower waits longer after a resting heartbeat, but promises no more than before; any other sign of the leader ends that', () => {
+  it('hazard D3.25: a follower waits longer after a resting heartbeat, and stands by the leader until the next one is due; any other sign of the leader, or of its end, shortens that', () => {
     const follower = new Solo({ raft: { random: () => 0 } })
     follower.tick(1000)
     follower.message({ type: 'heartbeat', from: 'n2', to: 'n1', term: 1, commitIndex: 0, round: 1, isResting: true }).settle()
@@ -87,7 +87,16 @@ describe('raft rest', () => {
     follower.message({ type: 'heartbeat', from: 'n2', to: 'n1', term: 1, commitIndex: 0, round: 1 }).settle()
     expect(follower.core.nextTickMs).to.equal(1199)
     follower.message({ type: 'heartbeat', from: 'n2', to: 'n1', term: 1, commitIndex: 0, round: 2, isResting: true }).settle()
-    follower.tick(100)
-    expect(only(ask(2), 'vote-reply').map(({ granted }) => granted)).to.deep.equal([true])
+    // Five intervals of 10 ms lie between two heartbeats: one that cannot hear the leader is not to slip in between.
+    follower.tick(149)
+    expect(ask(2)).to.deep.equal([])
+    follower.tick(1)
+    expect(only(ask(3), 'vote-reply').map(({ granted }) => granted)).to.deep.equal([true])
+    follower.message({ type: 'heartbeat', from: 'n3', to: 'n1', term: 2, commitIndex: 0, round: 1, isResting: true }).settle()
+    follower.core.step({ type: 'unreachable', peer: 'n3' })
+    follower.tick(99).message({ type: 'pre-vote-request', from: 'n2', to: 'n1', term: 3, lastIndex: 0, lastTerm: 0, sequence: 4 })
+    expect(only(follower.settle(), 'pre-vote-reply')).to.deep.equal([])
+    follower.tick(1).message({ type: 'pre-vote-request', from: 'n2', to: 'n1', term: 3, lastIndex: 0, lastTerm: 0, sequence: 4 })
+    expect(only(follower.settle(), 'pre-vote-reply')).to.have.length(1)
   })
 })

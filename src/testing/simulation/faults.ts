@@ -307,6 +307,10 @@ export class FaultInjector {
         })
         return
       }
+      case 'unasked-snapshot':
+        // As when one that was asked for comes late: what it covers, and more, may be in the log by then.
+        this.#anyone().fetchSnapshotFrom(this.#anyone(), 0)
+        return
       case 'hint':
         this.#hints()
         return

@@ -36,6 +36,7 @@ export const faultKinds = [
   'leader-left-behind',
   'late-answers',
   'restart-voters',
+  'unasked-snapshot',
   'hint',
 ] as const
 export type FaultKind = (typeof faultKinds)[number]
@@ -158,6 +159,7 @@ function drawSteady(seed: number, random: SeededRandom): SimulationPlan {
       limits: {
         electionTimeoutMs,
         heartbeatIntervalMs: Math.floor(electionTimeoutMs / random.pick([3, 5, 5, 10])),
+        ...(random.chance(0.5) ? { restAfterHeartbeats: random.pick([1, 3, 10]) } : {}),
         maxAppendBytes,
         maxInflightBytes: maxAppendBytes * random.pick([1, 2, 8]),
         maxTailBytes: random.pick([1, 64, 1000, 1048576]),

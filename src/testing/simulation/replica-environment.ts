@@ -8,7 +8,7 @@ import type { SimulatedReplica } from './replica.js'
 /** The options of a core that do not depend on the replica. */
 export type CoreLimits = Pick<
   RaftOptions,
-  'electionTimeoutMs' | 'heartbeatIntervalMs' | 'maxInflightBytes' | 'maxAppendBytes' | 'maxTailBytes' | 'maxUncommittedBytes'
+  'electionTimeoutMs' | 'heartbeatIntervalMs' | 'restAfterHeartbeats' | 'maxInflightBytes' | 'maxAppendBytes' | 'maxTailBytes' | 'maxUncommittedBytes'
 >
 
 /** How a host behaves; drawn per run. */

@@ -546,11 +546,17 @@ export class SimulatedReplica {
 
   /** Fetches a snapshot: from whom it was offered, or from another one who has it. */
   #fetchSnapshot({ from, index }: InstallRequest): void {
-    if (this.#installing) return
     const environment = this.environment
-    const source = environment.replica(this.#random.chance(0.7) ? from : environment.anyone(this.#random).id)
-    const snapshot = source?.paused === false ? source.captureSnapshot() : null
-    if (source === undefined || snapshot === null || snapshot.index < index) return
+    const source = this.#random.chance(0.7) ? environment.replica(from) : environment.anyone(this.#random)
+    if (source !== undefined) this.fetchSnapshotFrom(source, index)
+  }
+
+  /** Begins to fetch another's state, when it reaches an index and nothing is fetched yet. */
+  fetchSnapshotFrom(source: SimulatedReplica, index: number): void {
+    if (this.#installing || this.core === null || source === this || source.paused) return
+    const environment = this.environment
+    const snapshot = source.captureSnapshot()
+    if (snapshot === null || snapshot.index < index) return
     this.#installing = true
     environment.trace(this.id, 'snapshot', snapshot.index, index, () => `from ${source.id}, up to ${snapshot.index}@${snapshot.term}`)
     const { incarnation } = this
