@@ -1,11 +1,12 @@
 /**
  * The messages between a KV client and a group's replica: one request holds what a client's turn produced for one group. Formats: docs/formats.md.
  *
- * Request: request id, kind, group, payload. Reply: request id, status, payload.
+ * Request: request id, kind + 16 * consistency, group, payload. Reply: request id, status, payload. Replies to reads and scans end with the applied index that they reflect.
  */
 import { type Reader, Writer } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
 import { type CommandResult, readResult, writeResult } from './command.js'
+import type { ReadConsistency } from './kv.js'
 
 export const RequestKind = { write: 1, read: 2, scan: 3 } as const
 export type RequestKind = (typeof RequestKind)[keyof typeof RequestKind]
@@ -27,21 +28,31 @@ export const ReplyStatus = {
 } as const
 export type ReplyStatus = (typeof ReplyStatus)[keyof typeof ReplyStatus]
 
+export const Consistency = { linearizable: 0, lease: 1, stale: 2 } as const satisfies Record<ReadConsistency, number>
+export type Consistency = (typeof Consistency)[keyof typeof Consistency]
+
 export interface RequestHead {
   readonly requestId: number
   readonly kind: RequestKind
+  readonly consistency?: Consistency
   readonly group: number
 }
 
-export function writeRequestHead(writer: Writer, { requestId, kind, group }: RequestHead): void {
-  writer.varint(requestId).u8(kind).varint(group)
+export function writeRequestHead(writer: Writer, { requestId, kind, consistency = Consistency.linearizable, group }: RequestHead): void {
+  writer
+    .varint(requestId)
+    .u8(kind + 16 * consistency)
+    .varint(group)
 }
 
-export function readRequestHead(reader: Reader): RequestHead {
+export function readRequestHead(reader: Reader): Required<RequestHead> {
   const requestId = reader.varint()
-  const kind = reader.u8()
-  if (kind < RequestKind.write || kind > RequestKind.scan) throw new CorruptionError(`unknown request kind ${kind}`, 'MALFORMED')
-  return { requestId, kind: kind as RequestKind, group: reader.varint() }
+  const byte = reader.u8()
+  const kind = byte & 15
+  const consistency = byte >> 4
+  const isKnown = kind >= RequestKind.write && kind <= RequestKind.scan && consistency <= Consistency.stale
+  if (!isKnown || (kind === RequestKind.write && consistency > 0)) throw new CorruptionError(`unknown request kind ${byte}`, 'MALFORMED')
+  return { requestId, kind: kind as RequestKind, consistency: consistency as Consistency, group: reader.varint() }
 }
 
 export interface ReadKey {
@@ -112,14 +123,17 @@ export interface ScanPage {
   readonly entries: readonly ScanEntry[]
   /** More keys of the range may follow the last entry. */
   readonly more: boolean
+  /** How far the state was applied that it shows. */
+  readonly appliedIndex: number
 }
 
-export function encodeScanPage({ entries, more }: ScanPage): Uint8Array {
+export function encodeScanPage({ entries, more, appliedIndex }: ScanPage): Uint8Array {
   const writer = new Writer(4096).u8(more ? 1 : 0).varint(entries.length)
   for (const entry of entries) {
     writer.bytes(entry.key)
     writeReadResult(writer, entry)
   }
+  writer.varint(appliedIndex)
   return writer.finish()
 }
 
@@ -132,8 +146,9 @@ export function readScanPage(reader: Reader): ScanPage {
     if (result === undefined) throw new CorruptionError('absent entry in a scan page', 'MALFORMED')
     entries.push({ key, ...result })
   }
+  const appliedIndex = reader.varint()
   reader.end()
-  return { entries, more }
+  return { entries, more, appliedIndex }
 }
 
 export function writeResults(writer: Writer, results: readonly CommandResult[]): void {

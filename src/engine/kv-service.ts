@@ -12,6 +12,7 @@ import type { Host } from './host.js'
 import { nodeOf } from './identity.js'
 import type { ValueRecord } from './kv-machine.js'
 import {
+  Consistency,
   encodeScanPage,
   ReplyStatus,
   RequestKind,
@@ -24,7 +25,7 @@ import {
   writeReadResult,
   writeResults,
 } from './kv-protocol.js'
-import type { Refusal, Replica } from './replica.js'
+import type { ReadReply, Refusal, Replica } from './replica.js'
 import type { RecordCursor } from './state-store.js'
 
 /** What the service asks the cluster map. */
@@ -70,19 +71,20 @@ export class KvService {
 
   #receive(from: Sender, body: Uint8Array): void {
     const reader = new Reader(body)
-    const { requestId, kind, group } = readRequestHead(reader)
-    this.handle(kind, group, reader.raw(reader.remaining), (status, payload) => {
+    const { requestId, kind, consistency, group } = readRequestHead(reader)
+    const answer: ReplyTo = (status, payload) => {
       this.#replyWriter.reset()
       this.#replyWriter.varint(requestId).u8(status).raw(payload)
       this.#options.messenger.send(from.address, Channel.kvReply, this.#replyWriter.view())
-    })
+    }
+    this.handle(kind, group, reader.raw(reader.remaining), answer, consistency)
   }
 
   /** Serves one request; replies later, or at once. Never throws. */
-  handle(kind: RequestKind, group: number, payload: Uint8Array, reply: ReplyTo): void {
+  handle(kind: RequestKind, group: number, payload: Uint8Array, reply: ReplyTo, consistency: Consistency = Consistency.linearizable): void {
     const replica = this.#options.host.replica(group)
     if (replica === undefined) return reply(ReplyStatus.wrongGroup, nothing)
-    if (!replica.stopped && replica.core.role !== 'leader') return refuse(replica, 'not-leader', reply)
+    if (!replica.stopped && replica.core.role !== 'leader' && consistency !== Consistency.stale) return refuse(replica, 'not-leader', reply)
     const bytes = payload.length + requestOverheadBytes
     if (this.#bytesUnderWay + bytes > this.#maxBytesUnderWay && this.#bytesUnderWay > 0 && group !== metaGroup)
       return reply(ReplyStatus.overloaded, nothing)
@@ -93,8 +95,8 @@ export class KvService {
     }
     try {
       if (kind === RequestKind.write) this.#write(replica, payload, finish)
-      else if (kind === RequestKind.read) this.#read(replica, payload, finish)
-      else this.#scan(replica, payload, finish)
+      else if (kind === RequestKind.read) this.#read(replica, payload, consistency, finish)
+      else this.#scan(replica, payload, consistency, finish)
     } catch (error) {
       if (!(error instanceof CorruptionError)) throw error
       finish(ReplyStatus.malformed, Buffer.from(error.message))
@@ -117,13 +119,19 @@ export class KvService {
     })
   }
 
-  #read(replica: Replica, payload: Uint8Array, reply: ReplyTo): void {
+  /** Calls back when the replica's state is what a read of this consistency may see. */
+  #await(replica: Replica, consistency: Consistency, ready: ReadReply): void {
+    if (consistency !== Consistency.stale) replica.awaitReadable(ready, consistency === Consistency.lease)
+    else ready(replica.stopped ? 'stopped' : null)
+  }
+
+  #read(replica: Replica, payload: Uint8Array, consistency: Consistency, reply: ReplyTo): void {
     const keys = readReadKeys(new Reader(payload))
     for (const { shard } of keys) {
       if (shard >= this.#options.ownership.shards && shard !== metaShard) throw new CorruptionError(`there is no shard ${shard}`, 'MALFORMED')
     }
     if (!this.#owns(replica, keys)) return reply(ReplyStatus.wrongGroup, nothing)
-    replica.awaitReadable((refusal) => {
+    this.#await(replica, consistency, (refusal) => {
       if (refusal !== null) return refuse(replica, refusal, reply)
       const found: (ValueRecord | undefined)[] = []
       let bytes = 0
@@ -135,15 +143,16 @@ export class KvService {
       }
       const writer = new Writer(bytes + found.length * 24 + 8).varint(found.length)
       for (const record of found) writeReadResult(writer, record)
+      writer.varint(replica.appliedIndex)
       reply(ReplyStatus.done, writer.view())
     })
   }
 
-  #scan(replica: Replica, payload: Uint8Array, reply: ReplyTo): void {
+  #scan(replica: Replica, payload: Uint8Array, consistency: Consistency, reply: ReplyTo): void {
     const request = readScanRequest(new Reader(payload))
     if (this.#scans >= maxScans) return reply(ReplyStatus.overloaded, nothing)
     this.#scans++
-    replica.awaitReadable((refusal) => {
+    this.#await(replica, consistency, (refusal) => {
       if (refusal !== null) {
         this.#scans--
         return refuse(replica, refusal, reply)
@@ -152,9 +161,10 @@ export class KvService {
       const cursors = this.#options.ownership
         .shardsOf(replica.group)
         .map((shard) => replica.machine.scan(shard, request.gte, request.lt, request.reverse))
+      const { appliedIndex } = replica
       mergePage(cursors, request)
         .then(
-          (page) => reply(ReplyStatus.done, encodeScanPage(page)),
+          (page) => reply(ReplyStatus.done, encodeScanPage({ ...page, appliedIndex })),
           () => reply(ReplyStatus.stopped, nothing),
         )
         .finally(() => {
@@ -180,7 +190,7 @@ function refuse(replica: Replica, refusal: Refusal, reply: ReplyTo): void {
 }
 
 /** Merges the shards' cursors into one page in key order. */
-async function mergePage(cursors: readonly RecordCursor[], request: ScanRequest): Promise<ScanPage> {
+async function mergePage(cursors: readonly RecordCursor[], request: ScanRequest): Promise<Omit<ScanPage, 'appliedIndex'>> {
   const maxEntries = Math.min(request.maxEntries, maxPageEntries)
   const maxBytes = Math.min(request.maxBytes, maxReplyBytes)
   const entries: ScanEntry[] = []

@@ -29,7 +29,28 @@ export interface WaitOptions {
   readonly timeoutMs?: number | undefined
 }
 
-export interface ReadOptions extends WaitOptions {}
+/**
+ * What a read sees:
+ *
+ * - `linearizable` (default): every write that was acknowledged before the read began. The leader asks a majority whether it still leads; all reads of a moment share the question.
+ * - `lease`: the same, but the leader answers alone while a majority heard it recently enough that nobody else can lead. It rests on clocks: monotonic ones that run at rates less than a
+ *   seventh apart. One round trip shorter.
+ * - `stale`: what any replica has applied, the one on this node if there is one. It may lag behind, without bound while that node is cut off, and a later read may see less.
+ */
+export type ReadConsistency = 'linearizable' | 'lease' | 'stale'
+
+/** How far the state was applied that an answer reflects. Indexes of one group compare; they are those of its log. */
+export interface ReadPosition {
+  readonly group: number
+  readonly index: number
+}
+
+export interface ReadOptions extends WaitOptions {
+  /** Default `linearizable`. */
+  readonly consistency?: ReadConsistency | undefined
+  /** Told, before the read resolves, which state each answer reflects: once for a `get`, at least once for each group of a `scan`. */
+  readonly onPosition?: ((position: ReadPosition) => void) | undefined
+}
 
 export interface WriteOptions extends WaitOptions {
   /** Writes only when the key has this version now; 0 means absent. Otherwise ConditionFailedError. */
@@ -52,7 +73,7 @@ export interface DeleteResult {
   readonly revision: number
 }
 
-export interface ScanOptions extends WaitOptions {
+export interface ScanOptions extends ReadOptions {
   readonly prefix?: KeyLike | undefined
   readonly gt?: KeyLike | undefined
   readonly gte?: KeyLike | undefined
@@ -65,7 +86,7 @@ export interface ScanOptions extends WaitOptions {
 }
 
 export interface KV {
-  /** Reads a key, linearizably. Resolves to undefined when it is absent. */
+  /** Reads a key, linearizably unless `consistency` says otherwise. Resolves to undefined when it is absent. */
   get(key: KeyLike, options?: ReadOptions): Promise<KeyValue | undefined>
   /** Reads several keys, each linearizably, in the order asked; not one point in time. */
   getMany(keys: readonly KeyLike[], options?: ReadOptions): Promise<(KeyValue | undefined)[]>
@@ -73,6 +94,6 @@ export interface KV {
   put(key: KeyLike, value: ValueLike, options?: WriteOptions): Promise<WriteResult>
   /** Deletes a key; the same durability as `put`. */
   delete(key: KeyLike, options?: WriteOptions): Promise<DeleteResult>
-  /** Entries in byte order of their keys, over all shards, fetched in pages as they are consumed. Each page is a consistent, linearizable view of each group that it reads. */
+  /** Entries in byte order of their keys, over all shards, fetched in pages as they are consumed. Each page is a consistent view of each group that it reads, linearizable unless `consistency` says otherwise. */
   scan(options?: ScanOptions): AsyncIterable<KeyValue>
 }

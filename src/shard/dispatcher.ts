@@ -12,8 +12,9 @@ import { Reader, Writer } from '../base/codec.js'
 import { ClosedError, CorruptionError, InvalidArgumentError, OutcomeUnknownError, OverloadedError, QuorateError } from '../base/errors.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
 import { sessionIdBytes, writeBatchHeader, writeCommand } from '../engine/command.js'
-import type { WaitOptions } from '../engine/kv.js'
+import type { ReadPosition, WaitOptions } from '../engine/kv.js'
 import {
+  Consistency,
   ReplyStatus,
   RequestKind,
   readReadResult,
@@ -63,6 +64,8 @@ interface Attempt {
   readonly requestId: number
   readonly route: GroupRoute
   readonly kind: RequestKind
+  /** It asks for stale state, which says nothing of who leads. */
+  readonly isStale: boolean
   readonly operations: readonly Operation[]
   readonly target: NodeId
   /** Bytes of writes, which count towards the window. */
@@ -71,6 +74,7 @@ interface Attempt {
   readonly expiresMs: number
 }
 
+const consistencies = Object.values(Consistency)
 /** Bytes of writes under way to one group; a single larger request still goes alone. */
 const maxBytesUnderWay = 4 * 1024 * 1024
 /** A silent request is repeated after at most so many times `attemptTimeoutMs`. */
@@ -187,16 +191,26 @@ export class Dispatcher {
       if (full) for (const operation of operations) route.add(operation)
       else this.#attempt(route, RequestKind.write, operations, bytes)
     }
-    for (const { operations } of chunks(reads)) this.#attempt(route, RequestKind.read, operations, 0)
-    for (const scan of scans) if (!scan.settled) this.#attempt(route, RequestKind.scan, [scan], 0)
+    for (const consistency of consistencies) {
+      const alike = reads.filter((read) => read.consistency === consistency)
+      for (const { operations } of chunks(alike)) this.#attempt(route, RequestKind.read, operations, 0, consistency)
+    }
+    for (const scan of scans) if (!scan.settled) this.#attempt(route, RequestKind.scan, [scan], 0, scan.consistency)
   }
 
-  #attempt(route: GroupRoute, kind: RequestKind, operations: readonly Operation[], bytes: number): void {
+  #attempt(
+    route: GroupRoute,
+    kind: RequestKind,
+    operations: readonly Operation[],
+    bytes: number,
+    consistency: Consistency = Consistency.linearizable,
+  ): void {
     const { runtime, messenger, router, local, attemptTimeoutMs } = this.#options
     const requestId = this.#nextRequestId++
-    const target = route.target()
+    const isStale = consistency === Consistency.stale
+    const target = isStale ? route.anyMember(local?.nodeId) : route.target()
     const timeoutMs = attemptTimeoutMs * route.patience
-    this.#attempts.set(requestId, { requestId, route, kind, operations, target, bytes, timeoutMs, expiresMs: runtime.nowMs() + timeoutMs })
+    this.#attempts.set(requestId, { requestId, route, kind, isStale, operations, target, bytes, timeoutMs, expiresMs: runtime.nowMs() + timeoutMs })
     route.bytesUnderWay += bytes
     const writer = this.#writer
     writer.reset()
@@ -204,10 +218,10 @@ export class Dispatcher {
       this.#encode(kind, operations)
       // The service keeps the bytes beyond this call, so they must be its own.
       const payload = Buffer.from(writer.view())
-      local.service.handle(kind, route.group, payload, (status, body) => this.#receive(requestId, status, new Reader(body)))
+      local.service.handle(kind, route.group, payload, (status, body) => this.#receive(requestId, status, new Reader(body)), consistency)
       return
     }
-    writeRequestHead(writer, { requestId, kind, group: route.group })
+    writeRequestHead(writer, { requestId, kind, consistency, group: route.group })
     this.#encode(kind, operations)
     const address = router.addressOf(target)
     if (address !== undefined) messenger.send(address, Channel.kvRequest, writer.view())
@@ -236,6 +250,10 @@ export class Dispatcher {
     if (status === ReplyStatus.done) return this.#finish(attempt, reader)
     this.#end(attempt)
     const { route, target, operations } = attempt
+    if (attempt.isStale && status !== ReplyStatus.malformed) {
+      route.avoid(target)
+      return this.#retry(attempt)
+    }
     switch (status) {
       case ReplyStatus.notLeader:
         route.redirect(target, readRest(reader))
@@ -279,19 +297,26 @@ export class Dispatcher {
     } else if (kind === RequestKind.read) {
       const count = reader.varint()
       if (count === 0 || count > operations.length) return
-      for (const operation of (operations as readonly ReadOperation[]).slice(0, count)) {
-        const result = readReadResult(reader)
-        if (this.#settle(operation)) operation.resolve(result)
+      const results = Array.from({ length: count }, () => readReadResult(reader))
+      const position = { group: route.group, index: reader.varint() }
+      for (let at = 0; at < count; at++) {
+        const operation = operations[at] as ReadOperation
+        if (!this.#settle(operation)) continue
+        tellPosition(operation, position)
+        operation.resolve(results[at])
       }
       // Large values: the rest did not fit into the reply.
       if (count < operations.length) this.#retry(attempt)
     } else {
       const operation = operations[0] as ScanOperation
       const page = readScanPage(reader)
-      if (this.#settle(operation)) operation.resolve(page)
+      if (this.#settle(operation)) {
+        tellPosition(operation, { group: route.group, index: page.appliedIndex })
+        operation.resolve(page)
+      }
     }
     this.#end(attempt)
-    route.confirm(target)
+    if (!attempt.isStale) route.confirm(target)
   }
 
   /** The attempt is over, one way or another. */
@@ -315,7 +340,8 @@ export class Dispatcher {
     for (const attempt of [...this.#attempts.values()]) {
       if (!which(attempt)) continue
       this.#end(attempt)
-      attempt.route.abandon(attempt.target)
+      if (attempt.isStale) attempt.route.avoid(attempt.target)
+      else attempt.route.abandon(attempt.target)
       this.#retry(attempt)
     }
   }
@@ -360,4 +386,16 @@ export class Dispatcher {
 
 function readRest(reader: Reader): string {
   return asBuffer(reader.raw(reader.remaining)).toString('utf8')
+}
+
+/** A caller's function: what it throws is the caller's to see, and must not keep others from their answers. */
+function tellPosition({ onPosition }: ReadOperation | ScanOperation, position: ReadPosition): void {
+  if (onPosition === undefined) return
+  try {
+    onPosition(position)
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error
+    })
+  }
 }

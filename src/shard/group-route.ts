@@ -96,6 +96,26 @@ export class GroupRoute {
     return candidates[this.#turn % candidates.length]!
   }
 
+  /** A member to ask for its state, whoever leads: this node itself if it can be, else another one each time. */
+  anyMember(own: NodeId | undefined): NodeId {
+    const members = this.#options.members()
+    const nowMs = this.#options.runtime.nowMs()
+    const fits = (node: NodeId) => !this.#isLost(node) && (this.#withoutUntilMs.get(node) ?? 0) <= nowMs
+    if (own !== undefined && members.includes(own) && fits(own)) return own
+    const first = this.#turn++
+    for (let step = 0; step < members.length; step++) {
+      const candidate = members[(first + step) % members.length]!
+      if (fits(candidate)) return candidate
+    }
+    return members[first % members.length]!
+  }
+
+  /** `from` gave no state: others are asked for a while. */
+  avoid(from: NodeId): void {
+    this.#withoutUntilMs.set(from, this.#options.runtime.nowMs() + withoutForMs)
+    this.backOff()
+  }
+
   /** A request was answered: this is the leader. */
   confirm(target: NodeId): void {
     this.#leader = target

@@ -7,7 +7,7 @@ import { toBytes } from '../base/bytes.js'
 import { InvalidArgumentError } from '../base/errors.js'
 import { type Limits, metaShard, shardOf } from '../engine/command.js'
 import type { DeleteResult, KeyLike, KeyValue, KV, ReadOptions, ScanOptions, ValueLike, WriteOptions, WriteResult } from '../engine/kv.js'
-import type { ReadResult, ScanPage, ScanRequest } from '../engine/kv-protocol.js'
+import { Consistency, type ReadResult, type ScanPage, type ScanRequest } from '../engine/kv-protocol.js'
 import type { NodeId } from '../raft/types.js'
 import { Dispatcher, type DispatcherOptions } from './dispatcher.js'
 import type { WriteAnswer } from './operations.js'
@@ -57,6 +57,7 @@ export class KvClient implements KV {
   }
 
   scan(options: ScanOptions = {}): AsyncIterable<KeyValue> {
+    consistencyOf(options)
     return scanGroups(options, this.#options.router.dataGroups, (group, request) => this.#scanPage(group, request, options))
   }
 
@@ -101,11 +102,13 @@ export class KvClient implements KV {
 
   #readIn(shard: number, key: Uint8Array, options: ReadOptions): Promise<ReadResult | undefined> {
     const group = this.#options.router.groupOf(shard)
-    return this.#dispatcher.wait<ReadResult | undefined>(options, (_sequence, waiting) => ({ kind: 'read', ...waiting, group, shard, key }))
+    const asked = { group, consistency: consistencyOf(options), onPosition: options.onPosition }
+    return this.#dispatcher.wait<ReadResult | undefined>(options, (_sequence, waiting) => ({ kind: 'read', ...waiting, ...asked, shard, key }))
   }
 
   #scanPage(group: number, request: ScanRequest, options: ReadOptions): Promise<ScanPage> {
-    return this.#dispatcher.wait<ScanPage>(options, (_sequence, waiting) => ({ kind: 'scan', ...waiting, group, request }))
+    const asked = { group, consistency: consistencyOf(options), onPosition: options.onPosition }
+    return this.#dispatcher.wait<ScanPage>(options, (_sequence, waiting) => ({ kind: 'scan', ...waiting, ...asked, request }))
   }
 
   /** Reads a key of the meta group, linearizably. */
@@ -132,6 +135,13 @@ export class KvClient implements KV {
   close(): void {
     this.#dispatcher.close()
   }
+}
+
+function consistencyOf({ consistency = 'linearizable' }: ReadOptions): Consistency {
+  if (!Object.hasOwn(Consistency, consistency)) {
+    throw new InvalidArgumentError(`Expected \`consistency\` to be linearizable, lease or stale, got ${JSON.stringify(consistency)}`)
+  }
+  return Consistency[consistency]
 }
 
 function checkCondition(name: string, value: number | undefined): void {

@@ -3,8 +3,8 @@
  */
 import { ConditionFailedError, OutcomeUnknownError, UnavailableError } from '../base/errors.js'
 import { type Command, type CommandResult, CommandStatus } from '../engine/command.js'
-import type { WaitOptions } from '../engine/kv.js'
-import type { ReadKey, ReadResult, ScanPage, ScanRequest } from '../engine/kv-protocol.js'
+import type { ReadOptions, WaitOptions } from '../engine/kv.js'
+import type { Consistency, ReadKey, ReadResult, ScanPage, ScanRequest } from '../engine/kv-protocol.js'
 
 export interface Waiting<Result> {
   readonly deadlineMs: number
@@ -29,14 +29,19 @@ export interface WriteOperation extends Waiting<WriteAnswer>, Command {
   readonly group: number
 }
 
-export interface ReadOperation extends Waiting<ReadResult | undefined>, ReadKey {
-  readonly kind: 'read'
+/** How reads and scans are asked. */
+interface Asked {
   readonly group: number
+  readonly consistency: Consistency
+  readonly onPosition: ReadOptions['onPosition']
 }
 
-export interface ScanOperation extends Waiting<ScanPage> {
+export interface ReadOperation extends Waiting<ReadResult | undefined>, ReadKey, Asked {
+  readonly kind: 'read'
+}
+
+export interface ScanOperation extends Waiting<ScanPage>, Asked {
   readonly kind: 'scan'
-  readonly group: number
   readonly request: ScanRequest
 }
 

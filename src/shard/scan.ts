@@ -13,6 +13,8 @@ const firstPageEntries = 128
 const pageEntries = 1000
 const pageBytes = 512 * 1024
 
+type Page = Pick<ScanPage, 'entries' | 'more'>
+
 export interface KeyRange {
   readonly gte: Uint8Array
   /** Null: to the end. */
@@ -59,7 +61,7 @@ function prefixEnd(prefix: Buffer): Buffer | null {
 
 /** One group's part of a scan. */
 class GroupCursor {
-  readonly #fetch: (request: ScanRequest) => Promise<ScanPage>
+  readonly #fetch: (request: ScanRequest) => Promise<Page>
   readonly #reverse: boolean
   #range: KeyRange
   #entries: readonly ScanEntry[] = []
@@ -67,7 +69,7 @@ class GroupCursor {
   #more = true
   #pages = 0
 
-  constructor(range: KeyRange, reverse: boolean, fetch: (request: ScanRequest) => Promise<ScanPage>) {
+  constructor(range: KeyRange, reverse: boolean, fetch: (request: ScanRequest) => Promise<Page>) {
     this.#range = range
     this.#reverse = reverse
     this.#fetch = fetch
@@ -101,7 +103,7 @@ class GroupCursor {
 export async function* scanGroups(
   options: ScanOptions,
   groups: readonly number[],
-  fetch: (group: number, request: ScanRequest) => Promise<ScanPage>,
+  fetch: (group: number, request: ScanRequest) => Promise<Page>,
 ): AsyncGenerator<KeyValue, void, void> {
   const { reverse = false, limit = Number.POSITIVE_INFINITY } = options
   if (!(limit >= 0)) throw new InvalidArgumentError(`Expected \`limit\` to be a number of at least 0, got ${limit}`)

@@ -71,6 +71,7 @@ describe('KvService', () => {
       const count = reader.varint()
       expect(count).to.be.within(1, 5)
       for (const key of keys.slice(0, count)) expect(Buffer.from(readReadResult(reader)!.value.subarray(0, 2)).toString()).to.equal(key)
+      expect(reader.varint(), 'the applied index').to.be.greaterThan(8)
       reader.end()
       expect(body.length).to.be.at.most(5 * 1024 * 1024)
     }))

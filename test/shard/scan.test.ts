@@ -50,7 +50,7 @@ describe('rangeOf', () => {
 })
 
 /** A group's answer, as a page of at most so many entries. */
-function pageOf(keys: readonly Buffer[], request: ScanRequest, pageEntries: number): ScanPage {
+function pageOf(keys: readonly Buffer[], request: ScanRequest, pageEntries: number): Pick<ScanPage, 'entries' | 'more'> {
   const found = keys.filter((each) => Buffer.compare(each, request.gte) >= 0 && (request.lt === null || Buffer.compare(each, request.lt) < 0))
   found.sort(Buffer.compare)
   if (request.reverse) found.reverse()

@@ -103,7 +103,7 @@ export class ClientFixture {
   replyReads(request: SeenRequest, results: readonly (ReadResult | undefined)[]): void {
     const writer = new Writer().varint(results.length)
     for (const result of results) writeReadResult(writer, result)
-    this.reply(request, 0, writer.finish())
+    this.reply(request, 0, writer.varint(7).finish())
   }
 
   refuse(request: SeenRequest, status: ReplyStatus, text = ''): void {
