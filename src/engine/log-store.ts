@@ -84,6 +84,8 @@ export class LogStore {
     if (this.#database.getSync(groupKey('base', group)) !== undefined) throw new Error(`group ${group} has a log already`)
     const batch = this.#database.batch()
     batch.put(groupKey('base', group), encodeBase(this.#writer, { ...base, recordsFrom: base.index + 1, previousChecksum: 0 }))
+    // Written with the base, so that it can be missed: a vote that was lost must not be given again.
+    batch.put(groupKey('hardState', group), encodeHardState(this.#writer, { term: 0, vote: null }))
     await batch.write({ sync: true })
   }
 
@@ -129,6 +131,7 @@ export class LogStore {
       return undefined
     }
     const base = decodeBase(group, baseBytes)
+    if (hardStateBytes === undefined) throw new CorruptionError(`log of group ${group}: its hard state is missing`)
     const hardState = decodeHardState(group, hardStateBytes)
     const terms: TermRun[] = []
     const configurations: ConfigurationRecord[] = [{ index: base.index, configuration: base.configuration }]

@@ -6,7 +6,6 @@
 import { UnavailableError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { InstallRequest, NodeId } from '../raft/types.js'
-import { SnapshotErrorCode } from '../snapshot/messages.js'
 import { SnapshotReceiver, type SnapshotTarget, type TransferStatus } from '../snapshot/receiver.js'
 import { type SnapshotCapture, SnapshotSender } from '../snapshot/sender.js'
 import type { MessengerFace } from '../transport/messenger.js'
@@ -59,7 +58,7 @@ export class Snapshots {
 
   #capture(group: number): SnapshotCapture {
     const replica = this.#options.replicaOf(group)
-    if (replica === undefined || replica.stopped) throw new UnavailableError(`group ${group} is not served here`, SnapshotErrorCode.none)
+    if (replica === undefined || replica.stopped) throw new UnavailableError(`group ${group} is not served here`)
     return replica.capture()
   }
 

@@ -318,6 +318,15 @@ describe('LogStore', () => {
       expect(await failureOf(() => reopen().load(group))).to.equal(undefined)
     }))
 
+  it('hazard d8, D1.1: a hard state that is missing is found on load, also when nothing else was written yet', () =>
+    withStore(async (_store, reopen, database) => {
+      expect((await reopen().load(group))?.hardState).to.deep.equal({ term: 0, vote: null })
+      const batch = database.batch()
+      batch.del(groupKey('hardState', group))
+      await batch.write({ sync: true })
+      expect(await failureOf(() => reopen().load(group))).to.be.instanceOf(CorruptionError)
+    }))
+
   it('remembers that a log is damaged; removing a group leaves nothing of it, and a removal cut short leaves it marked', () =>
     withStore(async (store, reopen, database) => {
       await begin(store, group + 1)

@@ -13,7 +13,7 @@ import { nodeOf } from '../../engine/identity.js'
 import type { GroupWork, LoadedLog, LogBase } from '../../engine/log-store.js'
 import type { Replica } from '../../engine/replica.js'
 import { hasQuorum } from '../../raft/quorum.js'
-import type { Consensus, HardState, LogReset, Message, NodeId, PersistWork } from '../../raft/types.js'
+import type { Configuration, Consensus, HardState, LogReset, Message, NodeId, PersistWork } from '../../raft/types.js'
 import { InvariantViolation } from '../simulation/invariants.js'
 import { extendHash, LogShape } from '../simulation/log-shape.js'
 import { ReferenceMachine } from './reference.js'
@@ -26,6 +26,8 @@ export class StoredLog {
   /** All of the log, also what is compacted away: that was there. */
   readonly shape = new LogShape()
   hardState: HardState = { term: 0, vote: null }
+  /** A record of it was damaged, and it was not found whole since. */
+  isDamaged = false
 }
 
 /** What the checker remembers of a running core. */
@@ -44,6 +46,9 @@ export interface GroupTruth {
   /** Prefix hash of each committed index; index 0 is 0. */
   readonly committed: LogShape
   readonly leaders: Map<number, string>
+  /** What the latest leader takes for the group's configuration; null before the first. */
+  configuration: Configuration | null
+  configuredIn: number
   /** The highest term that had a leader. */
   highestTerm: number
   /** By index: the highest term that had a leader when the entry was first seen to be committed. */
@@ -72,6 +77,8 @@ export class NodeInvariants {
       this.#groups.set(id, {
         committed: new LogShape(),
         leaders: new Map(),
+        configuration: null,
+        configuredIn: 0,
         highestTerm: 0,
         committedIn: [],
         prefixes: [],
@@ -128,6 +135,12 @@ export class NodeInvariants {
     this.#forget(node, group)
   }
 
+  /** A record of the log was changed behind everybody's back. */
+  onDamaged(node: string, group: number): void {
+    const stored = this.#stored.get(node)?.get(group)
+    if (stored !== undefined) stored.isDamaged = true
+  }
+
   /** A disk is gone. */
   onWiped(node: string): void {
     this.#stored.delete(node)
@@ -135,6 +148,28 @@ export class NodeInvariants {
 
   #forget(node: string, group: number): void {
     this.#stored.get(node)?.delete(group)
+  }
+
+  /** Whether this member's log is where it should be: not wiped, damaged or destroyed. */
+  isWhole(member: NodeId, group: number): boolean {
+    const stored = this.#stored.get(nodeOf(member))?.get(group)
+    return stored?.member === member && !stored.isDamaged
+  }
+
+  /**
+   * Whether the groups can do without what this node has stored: no group is in the midst of a change or has another voter without its log, and the rest of the voters of each is a majority.
+   * More than that no group promises to survive.
+   */
+  canLose(node: string): boolean {
+    for (const [group, { configuration }] of this.#groups) {
+      if (configuration === null || configuration.votersOutgoing.length > 0) return false
+      const { voters, learners } = configuration
+      const whole = voters.filter((voter) => this.isWhole(voter, group))
+      if (whole.length < voters.length) return false
+      if (![...voters, ...learners].some((member) => nodeOf(member) === node)) continue
+      if (whole.filter((voter) => nodeOf(voter) !== node).length * 2 <= voters.length) return false
+    }
+    return true
   }
 
   /** A write of the log store is sure to survive. */
@@ -233,6 +268,8 @@ export class NodeInvariants {
     if (loaded.lastIndex !== shape.lastIndex) {
       this.violation('D1', `${node} loads a log of group ${group} up to ${loaded.lastIndex}, its disk was given one up to ${shape.lastIndex}`)
     }
+    // What was damaged was of no use any more.
+    stored.isDamaged = false
     const { base, terms, lastIndex } = loaded
     if (shape.termAt(base.index) !== base.term) {
       this.violation(
@@ -285,6 +322,10 @@ export class NodeInvariants {
     if (term < view.term) this.violation('R6', `the term of ${node} in group ${group} goes from ${view.term} to ${term}`)
     if (commitIndex < view.commitIndex)
       this.violation('R6', `the commit index of ${node} in group ${group} goes from ${view.commitIndex} to ${commitIndex}`)
+    if (core.role === 'leader' && term >= truth.configuredIn) {
+      truth.configuredIn = term
+      truth.configuration = core.configuration
+    }
     if (core.role === 'leader' && (view.role !== 'leader' || term !== view.term)) this.#onLeader(view, truth, term)
     view.role = core.role
     view.term = term
@@ -429,6 +470,9 @@ export class NodeInvariants {
     const { from, to, term } = message
     const stored = this.stored(node, group)
     this.sendsChecked++
+    if (stored.isDamaged && stored.member === from && message.type !== 'pre-vote-request') {
+      this.violation('D2', `${from} sends a ${message.type} of group ${group} from a damaged log`)
+    }
     switch (message.type) {
       case 'vote-request':
         if (stored.hardState.term < term || (stored.hardState.term === term && stored.hardState.vote !== from)) {

@@ -169,12 +169,19 @@ export class DatabaseFile {
     return this.#visible.view()
   }
 
-  /** Changes a record behind LevelDB's back: damage. */
-  overwrite(key: string, value: Uint8Array | null): void {
-    for (const records of new Set([this.#visible, this.#durable])) {
-      if (value === null) records.delete(key)
-      else records.put(key, value)
+  /** Flips a bit of a record, or takes it away, behind LevelDB's back. Returns the key; undefined when there is no record that may be damaged. Only while the database is not open. */
+  damage(isWanted: (key: string) => boolean, mayVanish: (key: string) => boolean): string | undefined {
+    const { random } = this.#disk
+    const keys = this.#durable.view().keys.filter(isWanted)
+    if (keys.length === 0) return undefined
+    const key = random.pick(keys)
+    const value = Buffer.from(this.#durable.get(key)!)
+    if (mayVanish(key) && random.chance(0.3)) this.#durable.delete(key)
+    else {
+      value[random.integer(0, value.length - 1)]! ^= 1 << random.integer(0, 7)
+      this.#durable.put(key, value)
     }
+    return key
   }
 
   open(process: SimulatedProcess): Database {

@@ -4,6 +4,7 @@
  * Invariants: 1. each fault undoes only what it did; 2. after `stop` none begins or ends any more: whoever heals undoes what lasts.
  */
 import type { Replica } from '../../engine/replica.js'
+import type { NodeInvariants } from './checker.js'
 import type { SimulatedNetwork } from './network.js'
 import type { PlannedFault } from './plan.js'
 import type { SimulatedNode } from './simulated-node.js'
@@ -12,7 +13,8 @@ import type { World } from './world.js'
 export interface FaultTargets {
   readonly world: World
   readonly network: SimulatedNetwork
-  /** Nodes with data. */
+  readonly checker: NodeInvariants
+  /** Nodes with data, spare ones last. */
   readonly members: readonly SimulatedNode[]
   /** The replicas of a node's present life. */
   replicas(node: SimulatedNode): readonly Replica[]
@@ -110,6 +112,23 @@ export class NodeFaults {
           target.start()
         })
         return
+      case 'wipe':
+        this.#loseData(target, durationUs, () => {
+          target.disk.wipe()
+          this.#targets.checker.onWiped(target.name)
+        })
+        return
+      case 'damage-log':
+        this.#loseData(target, durationUs, () => this.#damageLog(target, fault.group))
+        return
+      case 'join':
+        // A spare node that was not there yet; one that is there already has nothing to join.
+        for (const spare of members) if (spare.isSpare && spare.life === 0 && sideOf(spare)) spare.start()
+        return
+      case 'remove':
+      case 'replace':
+        this.#changeMembers(target, fault)
+        return
       case 'transfer':
         this.#transfer(this.#target({ ...fault, node: -1 }), fault)
         return
@@ -170,6 +189,45 @@ export class NodeFaults {
     if (replica === undefined) return
     const to = amount % 3 === 0 ? null : members[amount % members.length]!.name
     leader.process?.complete(0, () => void replica.transfer(to))
+  }
+
+  /** The node's disk loses something: only where the groups can do without, since no more is promised. */
+  #loseData(node: SimulatedNode, durationUs: number, lose: () => void): void {
+    const { checker, count } = this.#targets
+    if (node.life === 0 || !checker.canLose(node.name)) return
+    node.crash(true)
+    lose()
+    count('data-lost')
+    this.#restartAfter(node, durationUs)
+  }
+
+  /** A record of a group's log is damaged or gone: its replica can never be trusted again. */
+  #damageLog(node: SimulatedNode, group: number): void {
+    const prefixes = [0x01, 0x02, 0x03].map((type) => String.fromCharCode(type, group >> 8, group & 0xff))
+    node.disk.file(node.logLocation).damage(
+      (key) => prefixes.some((prefix) => key.startsWith(prefix)),
+      // Of records with entries the last may be one that was never acknowledged.
+      (key) => key.charCodeAt(0) !== 0x02,
+    )
+    this.#targets.checker.onDamaged(node.name, group)
+  }
+
+  /** Somebody asks for a node to go, or for another in its place. The node itself may go on, and not know. */
+  #changeMembers(target: SimulatedNode, { kind, amount }: PlannedFault): void {
+    const { members, checker } = this.#targets
+    const asker = members[amount % members.length]!
+    const { node, process } = asker
+    if (node === null || process === null || target.life === 0 || !checker.canLose(target.name)) return
+    const other = members[(amount >>> 8) % members.length]!
+    process.complete(0, () => {
+      const { cluster } = node as unknown as {
+        cluster?: { remove(id: string): Promise<unknown>; replace(old: string, next: string): Promise<unknown> }
+      }
+      if (cluster === undefined) return
+      const change = kind === 'remove' ? cluster.remove(target.name) : cluster.replace(target.name, other.name)
+      // It may be refused, or not be done in time.
+      change.catch(() => {})
+    })
   }
 
   #replaceLife(node: SimulatedNode): void {

@@ -6,9 +6,12 @@
  * that was committed must be there again.
  */
 
-import { toLatin1 } from '../../base/bytes.js'
+import { fromLatin1, toLatin1 } from '../../base/bytes.js'
 import { metaGroup, shardOf } from '../../engine/command.js'
+import { nodeOf } from '../../engine/identity.js'
 import type { Replica } from '../../engine/replica.js'
+import { type ClusterMap, decodeClusterMap } from '../../shard/cluster-map.js'
+import { mapKey } from '../../shard/map-keeper.js'
 import type { History, Operation } from '../history.js'
 import { checkHistory } from '../history-checker.js'
 import type { NodeInvariants } from './checker.js'
@@ -29,6 +32,7 @@ export interface HealingEnvironment {
   readonly checker: NodeInvariants
   readonly workload: NodeWorkload
   readonly history: History
+  readonly foundingMap: ClusterMap
   /** The replicas of a node's present life. */
   replicas(node: SimulatedNode): readonly Replica[]
   trace(node: string, event: string, detail?: string): void
@@ -37,8 +41,8 @@ export interface HealingEnvironment {
 /** Within how many election timeouts each step must be done. */
 const healElectionTimeouts = 80
 
-/** A transfer of a snapshot whose source is gone is given up after ten seconds, whatever the election timeout. */
-const snapshotPatienceUs = 25_000_000
+/** Some steps have times of their own, whatever the election timeout: a snapshot whose source is gone is given up after ten seconds, members are looked at each second. */
+const patienceUs = 60_000_000
 
 export class NodeHealing {
   readonly #environment: HealingEnvironment
@@ -51,12 +55,15 @@ export class NodeHealing {
     const { trace, nodes, checker, workload } = this.#environment
     trace('-', 'heal')
     this.#calm()
+    // Those who were still may only learn now that their disk has failed.
+    await this.#environment.world.runFor(this.#environment.plan.tuning.electionTimeoutMs * 2000)
     await this.#open()
     await this.#serve('1')
     if (!(await this.#eventually(() => workload.pending === 0)))
       this.#fail('R18', `${workload.pending} operations are not answered long after their deadlines`)
     await this.#converge()
     await this.#readAll('after healing')
+    await this.#converge()
     this.#checkStates('after healing')
     this.#checkHistory()
     trace('-', 'power-loss-all')
@@ -75,7 +82,7 @@ export class NodeHealing {
     for (const [, { committed }] of checker.groups) entries = Math.max(entries, committed.lastIndex)
     // What is in the logs may travel in small pieces: one round trip, with the disk's and the network's time, for each entry at worst.
     const perEntryUs = 4 * (plan.disk.syncMeanUs + plan.disk.readMeanUs + 1000)
-    return plan.tuning.electionTimeoutMs * 1000 * healElectionTimeouts + snapshotPatienceUs + entries * perEntryUs * plan.groups
+    return plan.tuning.electionTimeoutMs * 1000 * healElectionTimeouts + patienceUs + entries * perEntryUs * plan.groups
   }
 
   #calm(): void {
@@ -96,6 +103,7 @@ export class NodeHealing {
     const allUp = (): boolean => {
       let up = true
       for (const node of nodes) {
+        if (node.isAbsent) continue
         if (node.state === 'up' && node.node?.status().failure !== null) node.crash(false)
         if (node.state === 'down') node.start()
         if (node.state !== 'up') up = false
@@ -106,7 +114,7 @@ export class NodeHealing {
     if (!(await this.#eventually(allUp))) {
       this.#fail(
         'R18',
-        `not all nodes are up long after the last fault: ${nodes.filter(({ up }) => !up).map(({ name, state }) => `${name} ${state}`)}`,
+        `not all nodes are up long after the last fault: ${nodes.filter(({ up, isAbsent }) => !up && !isAbsent).map(({ name, state }) => `${name} ${state}`)}`,
       )
     }
     world.current = null
@@ -150,7 +158,8 @@ export class NodeHealing {
 
   /** Each group takes a write. */
   async #serve(round: string): Promise<void> {
-    const { plan, nodes, checker, world } = this.#environment
+    const { plan, checker, world } = this.#environment
+    const nodes = this.#askable()
     const groups = [...checker.groups].map(([id]) => id).filter((id) => id !== metaGroup)
     const startedUs = world.nowUs
     for (let group = 0; group < groups.length; group++) {
@@ -176,15 +185,32 @@ export class NodeHealing {
     if (!(await this.#eventually(() => this.#converged()))) this.#fail('R18', 'the replicas did not converge long after the last fault')
   }
 
+  /** What the cluster map says in the end. */
+  #map(): ClusterMap {
+    const stored = this.#environment.checker.group(metaGroup).reference.values.get(mapKey.toString('utf8'))
+    return stored === undefined ? this.#environment.foundingMap : decodeClusterMap(fromLatin1(stored.value))
+  }
+
+  /** The nodes that the cluster knows, and those that only ask it. */
+  #askable(): readonly SimulatedNode[] {
+    const { nodes } = this.#map()
+    return this.#environment.nodes.filter(({ name, role, isAbsent }) => !isAbsent && (role === 'client' || nodes.some(({ id }) => id === name)))
+  }
+
   #converged(): boolean {
     const { checker, members } = this.#environment
-    for (const [group, { committed }] of checker.groups) {
-      for (const member of members) {
-        const replica = this.#environment.replicas(member).find((each) => each.group === group)
-        if (replica === undefined) continue
+    const map = this.#map()
+    for (const [group, { committed, configuration }] of checker.groups) {
+      const wanted = map.groups.find(({ id }) => id === group)?.members ?? []
+      if (configuration === null || configuration.votersOutgoing.length > 0 || configuration.learners.length > 0) return false
+      if (configuration.voters.map(nodeOf).sort().join() !== [...wanted].sort().join()) return false
+      for (const voter of configuration.voters) {
+        const node = members.find(({ name }) => name === nodeOf(voter))
+        const replica = node && this.#environment.replicas(node).find((each) => each.group === group)
+        if (replica === undefined || replica.member !== voter) return false
         const { lastIndex } = replica.core
         if (lastIndex !== committed.lastIndex || replica.appliedIndex !== lastIndex) return false
-        const { shape } = checker.stored(member.name, group)
+        const { shape } = checker.stored(nodeOf(voter), group)
         if (shape.lastIndex !== lastIndex || shape.hashAt(lastIndex) !== committed.hashAt(lastIndex)) return false
       }
     }
@@ -192,7 +218,8 @@ export class NodeHealing {
   }
 
   async #readAll(when: string): Promise<void> {
-    const { plan, nodes, checker, world } = this.#environment
+    const { plan, checker, world } = this.#environment
+    const nodes = this.#askable()
     const expected = this.#expected()
     const keys = [...new Set([...Array.from({ length: plan.keys }, (_, number) => keyName(number)), ...expected.keys()])]
     const node = nodes[world.stream(`reader ${when}`).integer(0, nodes.length - 1)]!
@@ -232,7 +259,8 @@ export class NodeHealing {
     const { members, checker } = this.#environment
     for (const member of members) {
       for (const replica of this.#environment.replicas(member)) {
-        const { reference } = checker.group(replica.group)
+        const { reference, configuration } = checker.group(replica.group)
+        if (!configuration?.voters.includes(replica.member)) continue
         for (const [key, { version, revision, value, shard }] of reference.values) {
           const record = replica.machine.read(shard, Buffer.from(key))
           if (record?.version !== version || record.revision !== revision || toLatin1(record.value) !== value) {
@@ -300,10 +328,12 @@ export class NodeHealing {
         const groups = this.#environment.replicas(member).map((replica) => {
           const { role, term, leader, commitIndex, lastIndex } = replica.core
           const { shape } = checker.stored(member.name, replica.group)
-          return `group ${replica.group} ${role} of term ${term} (leader ${leader}) last ${lastIndex} stored ${shape.lastIndex} commit ${commitIndex} applied ${replica.appliedIndex}`
+          return `group ${replica.group} ${replica.member} ${role} of term ${term} (leader ${leader}) last ${lastIndex} stored ${shape.lastIndex} commit ${commitIndex} applied ${replica.appliedIndex}`
         })
-        return `${member.name} ${member.state}: ${groups.join('; ')}`
+        return `${member.name} ${member.isAbsent ? 'absent' : member.state}: ${groups.join('; ')}`
       })
+      .concat([...checker.groups].map(([group, { configuration }]) => `group ${group}: ${JSON.stringify(configuration)}`))
+      .concat(JSON.stringify(this.#map().groups))
       .join('\n')
   }
 }

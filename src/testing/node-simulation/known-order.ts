@@ -9,6 +9,8 @@ import type { Operation } from '../history.js'
 
 /** A write that took effect, in the order of the log. */
 export interface KnownWrite {
+  /** In the log of its group. */
+  readonly index: number
   readonly revision: number
   /** 0: it deleted the key. */
   readonly version: number
@@ -27,9 +29,15 @@ interface State {
   seenMs: number
 }
 
+/** What a read of a state at this index must show: the last write up to there; undefined when there was none, or it was a delete. */
+export function stateAt(writes: readonly KnownWrite[], index: number): KnownWrite | undefined {
+  const last = writes.findLast((write) => write.index <= index)
+  return last === undefined || last.version === 0 ? undefined : last
+}
+
 /** What is wrong with the history of a key; null for nothing. Operations of unknown outcome must have been settled as far as the log can. */
 export function judgeKey(operations: readonly Operation[], writes: readonly KnownWrite[]): string | null {
-  const states: State[] = [{ version: 0, revision: 0 }, ...writes].map((state) => ({
+  const states: State[] = [{ index: 0, version: 0, revision: 0 }, ...writes].map((state) => ({
     ...state,
     beginsMs: Number.NEGATIVE_INFINITY,
     calledMs: Number.NEGATIVE_INFINITY,

@@ -6,6 +6,7 @@
  *
  * Invariant: a plan is a function of its seed alone, and a run is a function of its plan alone.
  */
+import type { ReadConsistency } from '../../engine/kv.js'
 import { SeededRandom } from '../seeded-random.js'
 import type { DiskModel } from './disk.js'
 import type { NetworkModel } from './network.js'
@@ -18,6 +19,11 @@ export const nodeFaultKinds = [
   'crash-in-recovery',
   'close',
   'transfer',
+  'wipe',
+  'damage-log',
+  'join',
+  'remove',
+  'replace',
   'pause',
   'slow-node',
   'slow-disk',
@@ -35,7 +41,7 @@ export type NodeFaultKind = (typeof nodeFaultKinds)[number]
 export interface PlannedFault {
   readonly atUs: number
   readonly kind: NodeFaultKind
-  /** A node by its number; -1: whoever leads the group `group` then. */
+  /** A node by its number, members first, then spare ones; -1: whoever leads the group `group` then. */
   readonly node: number
   readonly group: number
   /** How long it lasts: until the restart, the heal, the wake-up. */
@@ -55,6 +61,8 @@ export interface PlannedOperation {
   /** Of a put. */
   readonly valueBytes: number
   readonly condition: PlannedCondition
+  /** Of a read. */
+  readonly consistency: ReadConsistency
   readonly timeoutMs: number
   /** Aborted after so long; null: never. */
   readonly abortAfterMs: number | null
@@ -82,6 +90,8 @@ export interface NodePlan {
   readonly groups: number
   readonly replicas: number
   readonly shards: number
+  /** Nodes that are not there at first, and may join. */
+  readonly spareNodes: number
   /** Nodes of role `client`. */
   readonly clientNodes: number
   /** Sessions: the node of each, members first, then client nodes. */
@@ -113,15 +123,19 @@ export function drawNodePlan(seed: number): NodePlan {
   const groups = random.pick([1, 1, 2, 2, 3, 4])
   const replicas = Math.min(nodes, random.pick([1, 3, 3, 3, 5, 5]))
   const clientNodes = random.pick([0, 0, 1, 2])
+  const spareNodes = membershipChanges ? random.pick([0, 0, 1, 2]) : 0
   const maxAppendBytes = random.pick([1, 200, 4096, 65536, 524288])
   const faultyUs = electionTimeoutUs * random.integer(30, 80)
-  const clients = Array.from({ length: random.integer(1, 5) }, () => random.integer(0, nodes + clientNodes - 1))
+  const clients = Array.from({ length: random.integer(1, 5) }, () => random.integer(0, nodes + spareNodes + clientNodes - 1))
   // Followers that miss much while the rest writes on: snapshots all the time.
   const snapshots = replicas > 1 && random.chance(0.25)
+  const clockDrift = sometimes(0.4, () => random.pick([0.001, 0.02, 0.05, 0.1]))
   const shape = {
     snapshots,
+    clockDrift,
     seed,
     nodes,
+    spareNodes,
     groups,
     replicas,
     clients,
@@ -135,6 +149,7 @@ export function drawNodePlan(seed: number): NodePlan {
     groups,
     replicas,
     shards: random.pick([4, 8, 16, 64]),
+    spareNodes,
     clientNodes,
     clients,
     keys: shape.keys,
@@ -175,7 +190,7 @@ export function drawNodePlan(seed: number): NodePlan {
       peerStates: random.chance(0.5),
       maxLinkBytes: random.chance(0.2) ? random.pick([2000, 20000]) : 67108864,
     },
-    clockDrift: sometimes(0.4, () => random.pick([0.001, 0.02, 0.1])),
+    clockDrift,
     faults: drawFaults(shape),
     operations: drawOperations(shape),
   }
@@ -183,8 +198,10 @@ export function drawNodePlan(seed: number): NodePlan {
 
 interface PlanShape {
   readonly snapshots: boolean
+  readonly clockDrift: number
   readonly seed: number
   readonly nodes: number
+  readonly spareNodes: number
   readonly groups: number
   readonly clients: readonly number[]
   readonly faultyUs: number
@@ -192,12 +209,17 @@ interface PlanShape {
   readonly electionTimeoutUs: number
 }
 
-function drawFaults({ snapshots, seed, nodes, groups, faultyUs, electionTimeoutUs }: PlanShape): PlannedFault[] {
+/** Nodes join, lose their folders and leave only where the cluster layer brings its groups back to what is wanted. */
+const membershipChanges = false
+const membershipFaults: readonly NodeFaultKind[] = ['wipe', 'damage-log', 'join', 'remove', 'replace']
+
+function drawFaults({ snapshots, seed, nodes, spareNodes, groups, faultyUs, electionTimeoutUs }: PlanShape): PlannedFault[] {
   const random = new SeededRandom(seed, 'node faults')
   const faults: PlannedFault[] = []
   for (const kind of nodeFaultKinds) {
     const stream = new SeededRandom(seed, `node faults ${kind}`)
     const isWanted = random.chance(snapshots ? 0.2 : 0.4)
+    if ((kind === 'join' && spareNodes === 0) || (!membershipChanges && membershipFaults.includes(kind))) continue
     if (!isWanted && !(snapshots && kind === 'isolate')) continue
     const everyUs = electionTimeoutUs * stream.pick([4, 8, 16, 32])
     const lastsUs = electionTimeoutUs * stream.pick(snapshots ? [1, 3] : [0.3, 1, 3, 6])
@@ -206,7 +228,7 @@ function drawFaults({ snapshots, seed, nodes, groups, faultyUs, electionTimeoutU
       faults.push({
         atUs,
         kind,
-        node: stream.chance(atLeader) ? -1 : stream.integer(0, nodes - 1),
+        node: stream.chance(atLeader) ? -1 : stream.integer(0, nodes + spareNodes - 1),
         group: stream.integer(1, groups),
         durationUs: 1 + stream.exponential(lastsUs),
         amount: drawAmount(kind, stream, electionTimeoutUs),
@@ -230,10 +252,13 @@ function drawAmount(kind: NodeFaultKind, random: SeededRandom, electionTimeoutUs
   }
 }
 
+/** Leases rest on clocks whose rates are less than a seventh apart; no other promise rests on clocks. */
+const leaseDrift = 0.05
+
 /** Of all clients: what a history can be checked for in a short time. */
 const maxOperations = 800
 
-function drawOperations({ snapshots, seed, clients, faultyUs, keys, electionTimeoutUs }: PlanShape): PlannedOperation[] {
+function drawOperations({ snapshots, clockDrift, seed, clients, faultyUs, keys, electionTimeoutUs }: PlanShape): PlannedOperation[] {
   const shared = new SeededRandom(seed, 'node operations')
   const readShare = snapshots ? 0.1 : shared.pick([0.1, 0.4, 0.8])
   const everyUs = electionTimeoutUs / (snapshots ? 6 : shared.pick([0.5, 2, 6]))
@@ -241,6 +266,12 @@ function drawOperations({ snapshots, seed, clients, faultyUs, keys, electionTime
   const burst = shared.pick([1, 1, 3, 10])
   const most = Math.floor(maxOperations / clients.length)
   const conditional = shared.pick([0, 0.3, 0.7])
+  const leaseShare = shared.pick([0, 0.5, 1])
+  const staleShare = shared.pick([0, 0, 0.3])
+  const consistency = (random: SeededRandom): ReadConsistency => {
+    if (random.chance(staleShare)) return 'stale'
+    return random.chance(leaseShare) && clockDrift <= leaseDrift ? 'lease' : 'linearizable'
+  }
   const operations: PlannedOperation[] = []
   clients.forEach((_, client) => {
     const random = new SeededRandom(seed, `node operations ${client}`)
@@ -261,6 +292,7 @@ function drawOperations({ snapshots, seed, clients, faultyUs, keys, electionTime
                 : [random.integer(0, keys - 1)],
           valueBytes: random.integer(0, maxValueBytes),
           condition: !isRead && random.chance(conditional) ? random.pick(['last-seen', 'last-seen', 'absent'] as const) : 'none',
+          consistency: isRead ? consistency(random) : 'linearizable',
           timeoutMs: Math.ceil((electionTimeoutUs / 1000) * random.pick([0.5, 4, 20, 60])),
           abortAfterMs: random.chance(0.05) ? random.between(0, (electionTimeoutUs / 1000) * 3) : null,
         })

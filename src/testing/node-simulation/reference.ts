@@ -98,7 +98,7 @@ export class ReferenceMachine {
         const raised = shardRevision + 1
         this.#revisions.set(command.shard, raised)
         const writes = this.writes.get(key) ?? []
-        writes.push({ revision: raised, version: command.value === null ? 0 : version + 1 })
+        writes.push({ index, revision: raised, version: command.value === null ? 0 : version + 1 })
         this.writes.set(key, writes)
         if (command.value === null) {
           this.values.delete(key)

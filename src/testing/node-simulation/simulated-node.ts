@@ -4,6 +4,7 @@
  * Invariants: 1. one life at a time; 2. a life that is over has no effect any more, whatever of its code still runs; 3. a node that cannot be opened, stops serving or does not close
  * properly, without a fault of its disk, is a violation.
  */
+import { RefusedError, UnavailableError } from '../../base/errors.js'
 import { type Node, openNode } from '../../node.js'
 import type { Address } from '../../transport/transport.js'
 import { type DiskModel, SimulatedDisk } from './disk.js'
@@ -28,6 +29,8 @@ export class SimulatedNode {
   readonly number: number
   readonly address: Address
   readonly role: 'member' | 'client'
+  /** Not among the founders: it joins when the plan says so. */
+  readonly isSpare: boolean
   readonly disk: SimulatedDisk
   readonly #environment: NodeEnvironment
   readonly #clockRate: number
@@ -40,12 +43,22 @@ export class SimulatedNode {
   crashLosesPower = false
   /** The life ended by itself: by the operation count, or because it cannot serve any more. */
   onEnded: () => void = () => {}
+  /** It could not be opened for now: it found nobody to join. */
+  mustTryAgain = false
 
-  constructor(environment: NodeEnvironment, number: number, name: string, role: 'member' | 'client', diskModel: DiskModel, clockRate: number) {
+  constructor(
+    environment: NodeEnvironment,
+    number: number,
+    name: string,
+    kind: 'founder' | 'spare' | 'client',
+    diskModel: DiskModel,
+    clockRate: number,
+  ) {
     this.#environment = environment
     this.number = number
     this.name = name
-    this.role = role
+    this.role = kind === 'client' ? 'client' : 'member'
+    this.isSpare = kind === 'spare'
     this.address = `sim-${name}`
     this.#clockRate = clockRate
     this.disk = new SimulatedDisk(environment.world, name, diskModel, {
@@ -65,6 +78,11 @@ export class SimulatedNode {
     return `/simulated/${this.name}`
   }
 
+  /** A spare node that has never been started. */
+  get isAbsent(): boolean {
+    return this.isSpare && this.life === 0
+  }
+
   /** Serving, as far as can be told from outside. */
   get up(): boolean {
     return this.state === 'up' && this.node?.status().failure === null
@@ -80,6 +98,7 @@ export class SimulatedNode {
 
   start(): void {
     if (this.state !== 'down') return
+    this.mustTryAgain = false
     const { world, network, trace } = this.#environment
     const process = new SimulatedProcess(world, this.name, ++this.life, this.#clockRate)
     this.process = process
@@ -120,11 +139,12 @@ export class SimulatedNode {
   }
 
   #onNotOpen(error: unknown): void {
-    const excused = this.disk.failed || this.role === 'client'
+    const excused =
+      this.disk.failed || this.role === 'client' || error instanceof UnavailableError || (error instanceof RefusedError && error.code === 'ID_IN_USE')
     this.#environment.trace(this.name, 'not-open', String(error))
     if (!excused) this.#environment.violation('D3', `${this.name} cannot be opened: ${describeError(error)}`)
     this.crash(false)
-    this.onEnded()
+    this.mustTryAgain = true
   }
 
   #onFailure(error: unknown): void {

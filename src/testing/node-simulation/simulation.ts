@@ -4,13 +4,16 @@
  * Invariants: 1. everything comes from the plan: the same plan gives the same trace; 2. the run ends at the first violation; 3. one run at a time in a process, since the seams belong to the
  * classes of the product.
  */
+
+import type { KeyValue, ReadPosition } from '../../engine/kv.js'
 import type { Replica } from '../../engine/replica.js'
-import { makeClusterMap } from '../../shard/cluster-map.js'
+import { type ClusterMap, makeClusterMap } from '../../shard/cluster-map.js'
 import { History } from '../history.js'
 import { InvariantViolation } from '../simulation/invariants.js'
 import { NodeInvariants } from './checker.js'
 import { NodeFaults } from './faults.js'
 import { NodeHealing } from './healing.js'
+import { stateAt } from './known-order.js'
 import { SimulatedNetwork } from './network.js'
 import { observe } from './observers.js'
 import { drawNodePlan, type NodePlan } from './plan.js'
@@ -61,6 +64,7 @@ const maxSteps = 20_000_000
 class NodeSimulation {
   readonly world: World
   readonly network: SimulatedNetwork
+  readonly foundingMap: ClusterMap
   readonly members: readonly SimulatedNode[]
   readonly nodes: readonly SimulatedNode[]
   readonly checker: NodeInvariants
@@ -84,7 +88,8 @@ class NodeSimulation {
       replicas: plan.replicas,
       shards: plan.shards,
     }
-    this.checker = new NodeInvariants(makeClusterMap(bootstrap).groups, this.world)
+    this.foundingMap = makeClusterMap(bootstrap)
+    this.checker = new NodeInvariants(this.foundingMap.groups, this.world)
     this.history = new History({ runtime: { ...unusedRuntime, nowMs: () => this.world.nowUs / 1000 } })
     const clocks = this.world.stream('clocks')
     const environment: NodeEnvironment = {
@@ -94,17 +99,19 @@ class NodeSimulation {
         tuning: { ...plan.tuning, cacheBytes: 1 << 20 },
         attemptTimeoutMs: plan.attemptTimeoutMs,
         requestTimeoutMs: plan.tuning.electionTimeoutMs * 40,
-        ...(node.role === 'member' ? { bootstrap } : { seeds: bootstrap.nodes.map(({ address }) => address) }),
+        ...(node.role === 'member' && !node.isSpare ? { bootstrap } : { seeds: bootstrap.nodes.map(({ address }) => address) }),
       }),
       count: this.count,
       trace: this.trace,
       violation: (invariant, message) => this.#violation(invariant, message),
       onStored: (node, note) => this.checker.onStored(node.name, note as Parameters<NodeInvariants['onStored']>[1]),
     }
-    const make = (number: number, name: string, role: 'member' | 'client'): SimulatedNode =>
-      new SimulatedNode(environment, number, name, role, plan.disk, 1 + (clocks.next() * 2 - 1) * plan.clockDrift)
-    this.members = names.map((name, number) => make(number, name, 'member'))
-    const clients = Array.from({ length: plan.clientNodes }, (_, number) => make(plan.nodes + number, `c${number + 1}`, 'client'))
+    const make = (name: string, number: number, kind: 'founder' | 'spare' | 'client'): SimulatedNode =>
+      new SimulatedNode(environment, number, name, kind, plan.disk, 1 + (clocks.next() * 2 - 1) * plan.clockDrift)
+    const founders = names.map((name, number) => make(name, number, 'founder'))
+    const spares = Array.from({ length: plan.spareNodes }, (_, number) => make(`s${number + 1}`, plan.nodes + number, 'spare'))
+    this.members = [...founders, ...spares]
+    const clients = Array.from({ length: plan.clientNodes }, (_, number) => make(`c${number + 1}`, this.members.length + number, 'client'))
     this.nodes = [...this.members, ...clients]
     const byAddress = new Map(this.nodes.map((node) => [node.address, node]))
     const byName = new Map(this.nodes.map((node) => [node.name, node]))
@@ -131,6 +138,18 @@ class NodeSimulation {
     }
   }
 
+  /** K5: whatever its consistency, a read shows what the log says of the state that it claims to reflect. */
+  #checkRead(key: string, found: KeyValue | undefined, position: ReadPosition | undefined): void {
+    if (position === undefined) return this.#violation('K5', `a read of ${key} does not say what it reflects`)
+    const writes = this.checker.group(position.group).reference.writes.get(key) ?? []
+    const wanted = stateAt(writes, position.index)
+    if (found?.version === wanted?.version && found?.revision === wanted?.revision) return
+    this.#violation(
+      'K5',
+      `a read of ${key} at index ${position.index} of group ${position.group} gives version ${found?.version}, the log says ${wanted?.version}`,
+    )
+  }
+
   #onReplica(node: SimulatedNode, replica: Replica): void {
     const known = this.#replicas.get(node.name)
     if (known?.life === node.life) known.replicas.push(replica)
@@ -154,13 +173,14 @@ class NodeSimulation {
 
   async run(): Promise<void> {
     const { world, plan } = this
-    for (const node of this.nodes) node.start()
+    for (const node of this.nodes) if (!node.isSpare) node.start()
     const faults = new NodeFaults(this, plan.faults)
     const workload = new NodeWorkload(
       {
         world,
         history: this.history,
         home: (client) => this.nodes[plan.clients[client]! % this.nodes.length]!,
+        onRead: (key, found, position) => this.#checkRead(key, found, position),
         violation: (invariant, message) => this.#violation(invariant, message),
         trace: this.trace,
       },
@@ -168,7 +188,7 @@ class NodeSimulation {
     )
     this.workload = workload
     const restartEnded = (): void => {
-      for (const node of this.nodes) if (node.state === 'down' && node.role === 'client') node.start()
+      for (const node of this.nodes) if (node.state === 'down' && node.mustTryAgain) node.start()
     }
     for (let nowUs = 0; nowUs < plan.faultyUs; nowUs += plan.faultyUs / 20) {
       await world.runUntil(() => false, plan.faultyUs / 20, maxSteps)
@@ -185,6 +205,7 @@ class NodeSimulation {
       checker: this.checker,
       workload,
       history: this.history,
+      foundingMap: this.foundingMap,
       replicas: this.replicas,
       trace: this.trace,
     }).run()

@@ -4,7 +4,7 @@
  * Invariants: 1. the value of each put is unique, so that what a read shows and what the log holds can be traced to one operation; 2. an operation whose process dies stays of unknown outcome.
  */
 import { ClosedError, ConditionFailedError, OutcomeUnknownError, OverloadedError, UnavailableError } from '../../base/errors.js'
-import type { KV } from '../../engine/kv.js'
+import type { KeyValue, KV, ReadPosition } from '../../engine/kv.js'
 import { type History, type Operation, recordHistory } from '../history.js'
 import type { PlannedOperation } from './plan.js'
 import { describeError, type SimulatedNode } from './simulated-node.js'
@@ -15,6 +15,8 @@ export interface WorkloadEnvironment {
   readonly history: History
   /** The node of a client. */
   home(client: number): SimulatedNode
+  /** A read was answered, from a state at this position. */
+  onRead(key: string, found: KeyValue | undefined, position: ReadPosition | undefined): void
   violation(invariant: string, message: string): void
   trace(node: string, event: string, detail?: string): void
 }
@@ -69,9 +71,12 @@ export class NodeWorkload {
     process.complete(0, () => {
       this.#count('asked')
       this.#pending.set(process, (this.#pending.get(process) ?? 0) + 1)
-      const ended = this.#run(recordHistory(node.kv, this.#environment.history, `client-${operation.client}`), operation, number, process).then(
+      // A stale read promises nothing that a history could break.
+      const kv = operation.consistency === 'stale' ? node.kv : recordHistory(node.kv, this.#environment.history, `client-${operation.client}`)
+      const ended = this.#run(kv, operation, number, process).then(
         () => {
           this.#count(`${operation.op}-ok`)
+          if (operation.consistency !== 'linearizable') this.#count(`${operation.consistency}-ok`)
         },
         (error: unknown) => this.#onError(operation, error),
       )
@@ -99,7 +104,7 @@ export class NodeWorkload {
   }
 
   async #run(kv: KV, operation: PlannedOperation, number: number, process: { schedule(delayMs: number, task: () => void): void }): Promise<void> {
-    const { client, op, keys, valueBytes, condition, timeoutMs, abortAfterMs } = operation
+    const { client, op, keys, valueBytes, condition, consistency, timeoutMs, abortAfterMs } = operation
     const versions = this.#versions(client)
     const key = keys[0]!
     let signal: AbortSignal | undefined
@@ -113,12 +118,15 @@ export class NodeWorkload {
     try {
       switch (op) {
         case 'get': {
-          const found = await kv.get(keyName(key), wait)
-          versions.set(key, found?.version ?? 0)
+          let position: ReadPosition | undefined
+          const found = await kv.get(keyName(key), { ...wait, consistency, onPosition: (told) => (position = told) })
+          this.#environment.onRead(keyName(key), found, position)
+          if (consistency !== 'stale') versions.set(key, found?.version ?? 0)
           return
         }
         case 'getMany': {
-          const found = await kv.getMany(keys.map(keyName), wait)
+          const found = await kv.getMany(keys.map(keyName), { ...wait, consistency })
+          if (consistency === 'stale') return
           for (const [position, each] of keys.entries()) versions.set(each, found[position]?.version ?? 0)
           return
         }
@@ -135,7 +143,7 @@ export class NodeWorkload {
           versions.set(key, 0)
           return
         case 'scan': {
-          for await (const entry of kv.scan({ gte: keyName(key), limit: keys[1]!, ...wait })) void entry
+          for await (const entry of kv.scan({ gte: keyName(key), limit: keys[1]!, ...wait, consistency })) void entry
           return
         }
         default:
