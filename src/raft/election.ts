@@ -189,7 +189,9 @@ export class Election {
   /** A vote asked for in the present term: later ones were entered before, earlier ones refused. */
   onVoteRequest(message: VoteRequest): void {
     const state = this.#state
-    const isFree = state.vote === message.from || (state.vote === null && state.leader === null)
+    // The term may have been entered by another message than this one: what was promised to the leader of an earlier term is not over by that.
+    const isBound = !message.transfer && this.isLeaderAlive(message.from)
+    const isFree = state.vote === message.from || (state.vote === null && state.leader === null && !isBound)
     const granted = isFree && this.#isUpToDate(message.lastTerm, message.lastIndex)
     // Asked again, it says the same again, and that is all: the candidate may have won or lost since.
     if (granted && state.vote === null) {

@@ -132,6 +132,10 @@ describe('raft lease', () => {
       solo.message({ type: 'heartbeat-reply', from: 'n3', to: 'n1', term: 6, round: 0 })
       expect(solo.core.term).to.equal(6)
       solo.tick(90).message({ ...vote, from: 'n3', term: 6 })
+      expect(
+        only(solo.settle(), 'vote-reply').map(({ granted }) => granted),
+        'votes of that very term are refused',
+      ).to.deep.equal([false])
       solo.message({ ...vote, from: 'n3', term: 7 })
       expect(solo.core.term, 'votes of later terms are not heard of').to.equal(6)
       solo.settle()

@@ -124,8 +124,8 @@ function withTrustedClocks(plan: SimulationPlan, random: SeededRandom): Simulati
       readShare: 0.99,
       leaseShare: 1,
       toClaimants: 0.9,
-      operationEveryUs: electionTimeoutUs / 30,
-      clients: 4,
+      operationEveryUs: electionTimeoutUs / 12,
+      clients: 3,
       burst: 1,
     }
   }
@@ -136,7 +136,7 @@ function withTrustedClocks(plan: SimulationPlan, random: SeededRandom): Simulati
     faults: [...faults, ...(['late-answers', 'restart-voters', 'isolate-leader'] as const).filter(() => random.chance(0.6))],
     readShare: random.pick([0.3, 0.7]),
     toClaimants: random.pick([0.5, 0.9]),
-    operationEveryUs: electionTimeoutUs / random.pick([10, 30]),
+    operationEveryUs: electionTimeoutUs / random.pick([5, 10]),
     burst: 1,
   }
 }
