@@ -15,8 +15,8 @@
  * 7. A tick that comes late by a heartbeat interval means that the host stood still, and that what a living leader sent may lie unread: the deadline moves on by
  * one interval, once (hazard p10).
  * 8. Two things shorten the wait, and only that: no promise is broken by them, and each ends in a pre-vote. When the connection to the leader broke, its process is probably gone: then there is
- * nothing to wait for but the end of what was promised to it (T after it was last heard), unless it is heard again. And of two candidates in one term, neither of which may get anywhere, the one with the
- * better log, or else the greater id, does not sit that term out. Both waits end at a time that is drawn, so that those who wait together do not campaign together.
+ * nothing to wait for but the end of what was promised to it (T after it was last heard), unless it is heard again; the others take turns, an interval apart, in an order that changes with the term. And of two candidates in one term, neither of which may get anywhere, the one with the
+ * better log, or else the greater id, does not sit that term out. Both waits end at a time that is drawn too.
  */
 import { hasQuorum, votersOf } from './quorum.js'
 import { restPromiseMs, restTimeoutFactor } from './rest.js'
@@ -72,19 +72,26 @@ export class Election {
     this.#isHurried = false
   }
 
-  /** Waits no longer than until a time drawn from so long after `fromMs`. */
-  #hurry(fromMs: number, withinMs: number): void {
-    this.#deadlineMs = Math.min(this.#deadlineMs, fromMs + withinMs * this.#state.options.random())
-  }
-
   /** The connection to a peer broke (invariant 8). */
   onUnreachable(peer: NodeId): void {
     const { role, leader, options } = this.#state
     if (leader === peer) this.#promiseMs = options.electionTimeoutMs
     // Told again and again, it must not draw until the time is short.
-    if (role !== 'follower' || leader !== peer || this.#isHurried) return
+    if (role !== 'follower' || leader !== peer || this.#isHurried || !this.#state.isVoter) return
     this.#isHurried = true
-    this.#hurry(this.#heardMs + options.electionTimeoutMs, 2 * options.heartbeatIntervalMs)
+    const { heartbeatIntervalMs, electionTimeoutMs, random } = options
+    const waitMs = electionTimeoutMs + (this.#turnAfter(peer) + random() / 2) * heartbeatIntervalMs
+    // Also when that is later than the time drawn before: whose turn it is must not be a matter of chance.
+    this.#deadlineMs = this.#heardMs + Math.min(waitMs, 2 * electionTimeoutMs)
+  }
+
+  /** How many voters go before this one when the leader is gone: all know it at the same time, and would otherwise campaign against each other. */
+  #turnAfter(leader: NodeId): number {
+    const { configuration, id, term } = this.#state
+    const others = votersOf(configuration)
+      .filter((voter) => voter !== leader)
+      .sort()
+    return (others.indexOf(id) + term) % others.length
   }
 
   /** The leader of the present term sent something. */
@@ -201,9 +208,9 @@ export class Election {
       this.restartTimer()
     }
     if (state.role === 'candidate' && this.#outranks(message)) {
-      const { heartbeatIntervalMs } = state.options
+      const { heartbeatIntervalMs, random } = state.options
       // Others have this long to decide for one of the two.
-      this.#hurry(state.nowMs + heartbeatIntervalMs, heartbeatIntervalMs)
+      this.#deadlineMs = Math.min(this.#deadlineMs, state.nowMs + heartbeatIntervalMs * (1 + random()))
     }
     this.#replyToVote(message, granted)
   }

@@ -18,10 +18,11 @@ function lose(solo: Solo, peer: string): Solo {
 }
 
 describe('a follower whose connection to the leader broke', () => {
-  it('asks for pre-votes when what it promised to the leader is over, drawn from two heartbeat intervals, and not before', () => {
+  it('asks for pre-votes when what it promised to the leader is over, drawn from half a heartbeat interval, and not before', () => {
     for (const draw of [0, 0.5, 0.999]) {
       const solo = lose(follower(draw).tick(20), 'n2')
-      const expectedMs = 1000 + electionTimeoutMs + 2 * heartbeatIntervalMs * draw
+      // In term 1 n3 goes first: an interval later it is the turn of n1.
+      const expectedMs = 1000 + electionTimeoutMs + heartbeatIntervalMs + (heartbeatIntervalMs / 2) * draw
       expect(solo.core.nextTickMs).to.be.closeTo(expectedMs, 1e-6)
       solo.tick(expectedMs - solo.nowMs - 0.01)
       expect(solo.settle()).to.deep.equal([])
@@ -30,6 +31,18 @@ describe('a follower whose connection to the leader broke', () => {
       expect(solo.settle().map(({ type, to }) => `${type} ${to}`)).to.deep.equal(['pre-vote-request n2', 'pre-vote-request n3'])
       expect(solo.core.term, 'a pre-vote raises no term').to.equal(1)
     }
+  })
+
+  it('takes turns with the others, in an order that changes with the term', () => {
+    const turnOf = (id: string, term: number): number => {
+      const solo = new Solo({ raft: { id, random: () => 0 }, voters: ['n1', 'n2', 'n3', 'n4', 'n5'] })
+      solo.tick(1000).message({ type: 'heartbeat', from: 'n3', to: id, term, commitIndex: 0, round: 0 })
+      solo.core.step({ type: 'unreachable', peer: 'n3' })
+      return (solo.core.nextTickMs - 1000 - electionTimeoutMs) / heartbeatIntervalMs
+    }
+    const turns = (term: number) => ['n1', 'n2', 'n4', 'n5'].map((id) => turnOf(id, term))
+    expect(turns(4)).to.deep.equal([0, 1, 2, 3])
+    expect(turns(5)).to.deep.equal([1, 2, 3, 0])
   })
 
   it('hazard D4.36: stands by the leader as long as before: its lease holds, whatever the network says', () => {
@@ -70,6 +83,13 @@ describe('a follower whose connection to the leader broke', () => {
     const nextMs = solo.core.nextTickMs
     lose(solo, 'n2')
     expect(solo.core.nextTickMs).to.equal(nextMs)
+  })
+
+  it('does nothing of the kind as a learner', () => {
+    const solo = new Solo({ voters: ['n2'], learners: ['n1'] })
+    solo.tick(1000).heartbeat({ from: 'n2', term: 1 }).settle()
+    const atMs = solo.core.nextTickMs
+    expect(lose(solo, 'n2').core.nextTickMs).to.equal(atMs)
   })
 })
 

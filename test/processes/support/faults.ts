@@ -6,6 +6,7 @@
  */
 import { performance } from 'node:perf_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { metaGroup } from '../../../src/engine/command.js'
 import type { SeededRandom } from '../../../src/testing/seeded-random.js'
 import { type NodeProcess, StartFailedError } from '../../support/node-process.js'
 import { clientEnd, type LinkProxy } from './link-proxy.js'
@@ -35,11 +36,12 @@ const longestPauseMs = 1500
 
 const anyNode = ({ cluster, random }: Scene): NodeProcess => random.pick(cluster.nodes)
 
-/** A node that leads a group; some group has a leader soon. */
+/** A node that leads a group with data; some group has a leader soon. (Nobody writes to the meta group.) */
 async function anyLeader({ cluster, random }: Scene): Promise<NodeProcess> {
   let leaders: NodeProcess[] = []
   await until('there is a leader', async () => {
-    leaders = [...new Set((await cluster.leaders()).values())]
+    const leaderships = [...(await cluster.leaders())].filter(([group]) => group !== metaGroup)
+    leaders = [...new Set(leaderships.map(([, leader]) => leader))]
     return leaders.length > 0
   })
   return random.pick(leaders)
