@@ -11,7 +11,7 @@
 import { CorruptionError, UnavailableError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import { type Consensus, EntryKind, type Input, type InstallRequest, type NodeId, type Output, type RejectReason } from '../raft/types.js'
-import type { SnapshotManifest, SnapshotRecord } from '../snapshot/messages.js'
+import { SnapshotErrorCode, type SnapshotManifest, type SnapshotRecord } from '../snapshot/messages.js'
 import type { SnapshotCapture } from '../snapshot/sender.js'
 import type { CommandResult } from './command.js'
 import { type CompactionLimits, decideCompaction } from './compaction.js'
@@ -308,7 +308,7 @@ export class Replica {
     const configuration = this.core.configurationAt(index)
     if (index > 0 && term !== undefined && configuration !== undefined) return { index, term, configuration, read, close }
     void close()
-    throw new UnavailableError(`group ${this.group} has nothing to send yet`)
+    throw new UnavailableError(`group ${this.group} has nothing to send yet`, SnapshotErrorCode.none)
   }
 
   /** Makes room for a snapshot. */

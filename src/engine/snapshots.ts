@@ -6,6 +6,7 @@
 import { UnavailableError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { InstallRequest, NodeId } from '../raft/types.js'
+import { SnapshotErrorCode } from '../snapshot/messages.js'
 import { SnapshotReceiver, type SnapshotTarget, type TransferStatus } from '../snapshot/receiver.js'
 import { type SnapshotCapture, SnapshotSender } from '../snapshot/sender.js'
 import type { MessengerFace } from '../transport/messenger.js'
@@ -58,7 +59,7 @@ export class Snapshots {
 
   #capture(group: number): SnapshotCapture {
     const replica = this.#options.replicaOf(group)
-    if (replica === undefined || replica.stopped) throw new UnavailableError(`group ${group} is not served here`)
+    if (replica === undefined || replica.stopped) throw new UnavailableError(`group ${group} is not served here`, SnapshotErrorCode.none)
     return replica.capture()
   }
 

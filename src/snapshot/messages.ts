@@ -12,6 +12,9 @@ import type { Configuration } from '../raft/types.js'
 
 export const SnapshotMethod = { open: 'snapshot-open', chunk: 'snapshot-chunk', close: 'snapshot-close' } as const
 
+/** `none`: the node has no snapshot of the group that reaches so far; `gone`: the session is not there, or further on. */
+export const SnapshotErrorCode = { none: 'NO_SNAPSHOT', gone: 'SNAPSHOT_GONE' } as const
+
 const version = 1
 
 export type SnapshotRecord = readonly [key: Uint8Array, value: Uint8Array]

@@ -21,12 +21,13 @@ import {
   encodeOpen,
   firstTotals,
   type SnapshotChunk,
+  SnapshotErrorCode,
   type SnapshotManifest,
   SnapshotMethod,
   type SnapshotRecord,
   type SnapshotTotals,
 } from './messages.js'
-import { Pacer, pause } from './pacer.js'
+import { Pacer } from './pacer.js'
 
 /** Where a group's snapshot goes. */
 export interface SnapshotTarget {
@@ -50,8 +51,8 @@ export interface SnapshotReceiverOptions {
   readonly maxBytesPerSecond: number
   /** Default 2. */
   readonly maxTransfers?: number
-  /** A chunk that does not come in this time is asked for again. Default 5000. */
-  readonly requestTimeoutMs?: number
+  /** What does not come in this time is asked for again, then after twice this time, and so on; an answer to the earlier request still counts. Default 500. */
+  readonly repeatMs?: number
   /** A transfer to which nothing has come for so long is given up. Default 10 000. */
   readonly giveUpMs?: number
   /** After a failure a group waits so long before it tries again. Default 500. */
@@ -79,9 +80,9 @@ interface Transfer {
   done: Promise<void>
 }
 
-/** A chunk that is asked for again after this time first, then ever later. */
-const firstBackoffMs = 50
-const maxBackoffMs = 1000
+const maxRepeatMs = 2000
+/** Refusals that asking again would not change. */
+const definiteCodes = new Set<string>([SnapshotErrorCode.gone, SnapshotErrorCode.none])
 
 export class SnapshotReceiver {
   readonly #options: Required<Omit<SnapshotReceiverOptions, 'onRetry'>> & Pick<SnapshotReceiverOptions, 'onRetry'>
@@ -92,7 +93,7 @@ export class SnapshotReceiver {
   #isClosed = false
 
   constructor(options: SnapshotReceiverOptions) {
-    this.#options = { maxTransfers: 2, requestTimeoutMs: 5000, giveUpMs: 10_000, retryMs: 500, ...options }
+    this.#options = { maxTransfers: 2, repeatMs: 500, giveUpMs: 10_000, retryMs: 500, ...options }
     this.#queue = new PQueue({ concurrency: this.#options.maxTransfers })
     this.#pacer = new Pacer(options.runtime, options.maxBytesPerSecond)
   }
@@ -162,8 +163,9 @@ export class SnapshotReceiver {
     }
   }
 
-  async #open({ group, from, minIndex, controller }: Transfer): Promise<SnapshotManifest> {
-    const manifest = decodeManifest(await this.#request(from, SnapshotMethod.open, encodeOpen(group, minIndex), controller.signal))
+  async #open(transfer: Transfer): Promise<SnapshotManifest> {
+    const { group, from, minIndex } = transfer
+    const manifest = await this.#ask(transfer, SnapshotMethod.open, encodeOpen(group, minIndex), decodeManifest)
     if (manifest.group !== group || manifest.index < minIndex) throw new UnavailableError(`node ${from} offers another snapshot than was asked for`)
     return manifest
   }
@@ -190,26 +192,65 @@ export class SnapshotReceiver {
     }
   }
 
-  /** Asks for a chunk until it comes, is refused for good, or too much time has passed. */
-  async #chunk({ from, controller }: Transfer, { session }: SnapshotManifest, sequence: number, before: SnapshotTotals): Promise<SnapshotChunk> {
-    const { runtime, giveUpMs } = this.#options
+  async #chunk(transfer: Transfer, { session }: SnapshotManifest, sequence: number, before: SnapshotTotals): Promise<SnapshotChunk> {
+    let size = 0
+    const chunk = await this.#ask(transfer, SnapshotMethod.chunk, encodeChunkRequest(session, sequence), (bytes) => {
+      size = bytes.length
+      return decodeChunk(bytes, session, sequence, before)
+    })
+    await this.#pacer.passed(size, transfer.controller.signal)
+    return chunk
+  }
+
+  /** Asks the sender until a whole answer comes, it refuses for good, or too much time has passed. */
+  #ask<T>({ from, controller }: Transfer, method: string, payload: Uint8Array, decode: (bytes: Uint8Array) => T): Promise<T> {
+    const { runtime, messenger, addressOf, repeatMs, giveUpMs } = this.#options
     const { signal } = controller
-    const startMs = runtime.nowMs()
-    for (let backoffMs = firstBackoffMs; ; backoffMs = Math.min(2 * backoffMs, maxBackoffMs)) {
-      try {
-        const bytes = await this.#request(from, SnapshotMethod.chunk, encodeChunkRequest(session, sequence), signal)
-        const chunk = decodeChunk(bytes, session, sequence, before)
-        await this.#pacer.passed(bytes.length, signal)
-        return chunk
-      } catch (error) {
-        const isWorthRepeating =
-          error instanceof CorruptionError || (error instanceof QuorateError && error.retryable && error.code !== 'SNAPSHOT_GONE')
-        if (signal.aborted || !isWorthRepeating) throw error
-        if (runtime.nowMs() - startMs >= giveUpMs)
-          throw new UnavailableError(`node ${from} sends no snapshot any more`, 'UNAVAILABLE', { cause: error })
-        await pause(runtime, backoffMs, signal)
+    return new Promise((resolve, reject) => {
+      const startMs = runtime.nowMs()
+      const requests = new AbortController()
+      let cancelTimer = () => {}
+      let isSettled = false
+      let lastError: unknown
+      const settle = (finish: () => void) => {
+        if (isSettled) return
+        isSettled = true
+        cancelTimer()
+        signal.removeEventListener('abort', onAbort)
+        requests.abort()
+        finish()
       }
-    }
+      const onAbort = () => settle(() => reject(signal.reason))
+      const onError = (error: unknown) => {
+        lastError = error
+        const isWorthRepeating =
+          error instanceof CorruptionError || (error instanceof QuorateError && error.retryable && !definiteCodes.has(error.code))
+        if (!isWorthRepeating) settle(() => reject(error))
+      }
+      const onReply = (bytes: Uint8Array) => {
+        if (isSettled) return
+        try {
+          const answer = decode(bytes)
+          settle(() => resolve(answer))
+        } catch (error) {
+          onError(error)
+        }
+      }
+      const ask = (waitMs: number) => {
+        if (runtime.nowMs() - startMs >= giveUpMs) {
+          settle(() => reject(new UnavailableError(`node ${from} sends no snapshot any more`, 'UNAVAILABLE', { cause: lastError })))
+          return
+        }
+        const address = addressOf(from)
+        // It may be known again later.
+        if (address !== undefined)
+          messenger.request(address, method, payload, { timeoutMs: giveUpMs, signal: requests.signal }).then(onReply, onError)
+        cancelTimer = runtime.schedule(waitMs, () => ask(Math.min(2 * waitMs, maxRepeatMs)))
+      }
+      if (signal.aborted) return onAbort()
+      signal.addEventListener('abort', onAbort, { once: true })
+      ask(repeatMs)
+    })
   }
 
   #closeSession({ from }: Transfer, session: number): void {
@@ -217,11 +258,5 @@ export class SnapshotReceiver {
     if (address === undefined || this.#isClosed) return
     // The sender forgets it by itself in the end.
     this.#options.messenger.request(address, SnapshotMethod.close, encodeChunkRequest(session, 0), { timeoutMs: 1000 }).catch(() => {})
-  }
-
-  async #request(from: NodeId, method: string, payload: Uint8Array, signal: AbortSignal): Promise<Uint8Array> {
-    const address = this.#options.addressOf(from)
-    if (address === undefined) throw new UnavailableError(`nobody knows where node ${from} is`)
-    return this.#options.messenger.request(address, method, payload, { timeoutMs: this.#options.requestTimeoutMs, signal })
   }
 }

@@ -17,6 +17,7 @@ import {
   encodeChunk,
   encodeManifest,
   firstTotals,
+  SnapshotErrorCode,
   type SnapshotManifest,
   SnapshotMethod,
   type SnapshotRecord,
@@ -143,7 +144,7 @@ export class SnapshotSender {
     const capture = this.#options.capture(group)
     if (capture.index >= minIndex) return { capture, users: 1 }
     void capture.close()
-    throw new UnavailableError(`the state of group ${group} reaches ${capture.index} here, ${minIndex} is wanted`)
+    throw new UnavailableError(`the state of group ${group} reaches ${capture.index} here, ${minIndex} is wanted`, SnapshotErrorCode.none)
   }
 
   async #chunk(payload: Uint8Array): Promise<Uint8Array> {
@@ -201,5 +202,5 @@ export class SnapshotSender {
 }
 
 function gone(session: number): UnavailableError {
-  return new UnavailableError(`snapshot ${session} is not here, or no longer, or further on`, 'SNAPSHOT_GONE')
+  return new UnavailableError(`snapshot ${session} is not here, or no longer, or further on`, SnapshotErrorCode.gone)
 }

@@ -108,7 +108,7 @@ class Transfers {
       runtime: this.world.runtime,
       addressOf: (node) => node,
       maxBytesPerSecond: 1e9,
-      requestTimeoutMs: 500,
+      repeatMs: 500,
       giveUpMs: 5000,
       onRetry: (_group, error) => this.retries.push(error),
       onFailure: (_group, error) => this.failures.push(error),
@@ -217,7 +217,7 @@ describe('a snapshot on its way', () => {
   it('hazard n1, n2: arrives over a network that loses and repeats frames', () =>
     withTransfers(async (transfers) => {
       const { source } = await transfers.sender('a')
-      await transfers.start({ giveUpMs: 60_000, requestTimeoutMs: 100 })
+      await transfers.start({ giveUpMs: 60_000, repeatMs: 100 })
       transfers.world.network.setFaults({ dropProbability: 0.1, repeatProbability: 0.1 })
       await transfers.until(
         () => transfers.target.installed.length > 0,
