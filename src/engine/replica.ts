@@ -306,7 +306,9 @@ export class Replica {
     const { index, read, close } = this.#store.capture()
     const term = this.core.termAt(index)
     const configuration = this.core.configurationAt(index)
-    if (index > 0 && term !== undefined && configuration !== undefined) return { index, term, configuration, read, close }
+    // One that was made to join, and has not heard yet who is in the group, would have others forget it too.
+    const isKnown = configuration !== undefined && configuration.voters.length > 0
+    if (index > 0 && term !== undefined && isKnown) return { index, term, configuration, read, close }
     void close()
     throw new UnavailableError(`group ${this.group} has nothing to send yet`, SnapshotErrorCode.none)
   }
@@ -329,10 +331,21 @@ export class Replica {
     return this.#store.install(index, encodeOrigin({ index, term, configuration }), () => {
       if (this.#stopped) return
       this.machine.forget()
+      this.#loseCovered(index)
       this.#step({ type: 'restored', index, term, configuration })
       if (!this.#stopped) this.#reportApplied()
       this.#options.onDirty(this)
     })
+  }
+
+  /** What a snapshot stands for is applied by nobody here: whether a write is in there, its caller finds out by repeating it (hazard D6.51). */
+  #loseCovered(index: number): void {
+    for (;;) {
+      const waiting = this.#waitingWrites[this.#waitingWritesAt]
+      if (waiting === undefined || waiting.index > index) return
+      this.#waitingWritesAt++
+      waiting.reply(null, 'lost')
+    }
   }
 
   /** Answers every caller; nothing is accepted any more. */

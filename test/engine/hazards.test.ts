@@ -100,6 +100,28 @@ describe('hazards between core, host and state machine', () => {
       expect([status, value]).to.deep.equal([ReplyStatus.done, 'new'])
     }))
 
+  it('hazard D6.51: a write whose place a snapshot covers is answered, and holds up none that follows it', () =>
+    withEngine(['b'], async (fixture) => {
+      await until(() => fixture.status.role === 'leader' && fixture.status.commitIndex > 0)
+      const replica = fixture.engine.host.replica(1)!
+      const index = replica.core.lastIndex + 1
+      await replica.beginInstall()
+      const applied = Buffer.alloc(8)
+      applied.writeUInt32BE(index, 4)
+      await replica.stage([[Buffer.from('\xff\xffa', 'latin1'), applied]])
+      // The switch hangs while the write is committed: applying waits for it.
+      fixture.stateGate.close()
+      const { term, configuration } = replica.core
+      const installed = replica.install({ session: 1, group: 1, index, term, configuration })
+      const covered = new Promise<string | null>((resolve) => replica.propose(putBatch(1, 'k', 'v'), (_, refusal) => resolve(refusal)))
+      await until(() => replica.core.commitIndex === index)
+      fixture.stateGate.open()
+      expect(await installed).to.equal(true)
+      expect(await covered).to.equal('lost')
+      expect(await ask(serviceOf(fixture), RequestKind.write, putBatch(2, 'k', 'later'))).to.equal(ReplyStatus.done)
+      expect(storedValue(fixture, 'k')).to.equal('later')
+    }))
+
   it('hazard D7.58: an entry that cannot be applied stops its group loudly, answers who waits, and leaves the other groups alone', () =>
     withFolder(async (folder) => {
       const fixture = new EngineFixture(folder)

@@ -203,6 +203,37 @@ describe('raft snapshots', () => {
     expect(solo.outputs.every(({ install }) => install === null)).to.equal(true)
   })
 
+  it('hazard D2.17 D2.18: entries that were read from a log that was compacted meanwhile are not sent', () => {
+    const solo = new Solo({ terms: [1, 1, 1, 1, 1, 1], raft: { commitIndex: 6, maxTailBytes: 0 } })
+    const probe = only(solo.lead(), 'append-request', 'n2')[0]!
+    solo.reject(probe, 0, 4)
+    solo.settle()
+    solo.accept(
+      only(
+        solo.outputs.flatMap(({ sendNow }) => sendNow),
+        'append-request',
+        'n2',
+      ).at(-1)!,
+      3,
+    )
+    const [fetch] = solo.drain().fetch
+    expect(fetch).to.include({ peer: 'n2', firstIndex: 4 })
+    solo.core.step({ type: 'compacted', index: 4 })
+    solo.core.step({ type: 'fetched', peer: 'n2', entries: solo.entries.slice(3, 6) })
+    expect(only(solo.settle(), 'append-request', 'n2')).to.deep.equal([])
+    expect(only(solo.tick(10).settle(), 'snapshot-offer', 'n2')).to.have.length.at.least(0)
+    expect(solo.core.progressOf('n2')).to.include({ state: 'snapshot' })
+  })
+
+  it('a snapshot of a term that was never entered here is started from, and its term entered: a crash came before the write that would have', () => {
+    const solo = new Solo({
+      hardState: { term: 2, vote: 'n3' },
+      raft: { lastIndex: 7, snapshotIndex: 7, snapshotTerm: 4, commitIndex: 7, configurations: [{ index: 7, configuration: three }] },
+    })
+    expect(solo.core.term).to.equal(4)
+    expect(solo.drain().persist).to.deep.include({ hardState: { term: 4, vote: null } })
+  })
+
   it('hazard D2.21: a rejection of before the offer does not disturb it', () => {
     const solo = new Solo({ terms: [1, 1, 1, 1, 1, 1], raft: { commitIndex: 6 } })
     const sent = solo.lead()
