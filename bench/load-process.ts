@@ -1,13 +1,14 @@
 /**
  * A process that makes load: either a client of one of the systems, or a quorate node that can also make load from inside.
- * Commands: `preload`, `measure` (a cell), and for a quorate node `status`.
+ * Commands: `preload`, `fill` (so many bytes), `measure` (a cell), and for a quorate node `status`.
  */
 
 import { childArgument, serve } from '../scripts/child.js'
+import type { EngineTuning } from '../src/engine/engine.js'
 import { type Node, openNode } from '../src/node.js'
 import { tcp } from '../src/transport/tcp.js'
 import { EtcdConnection } from './etcd-client.js'
-import { type CellOptions, measure, type Operations, preload } from './load.js'
+import { type CellOptions, fill, measure, type Operations, preload } from './load.js'
 
 export type LoadProcessArgument =
   | { readonly system: 'etcd'; readonly address: string }
@@ -18,6 +19,7 @@ export type LoadProcessArgument =
       readonly location: string
       readonly nodes: readonly { readonly id: string; readonly address: string }[]
       readonly groups: number
+      readonly tuning?: Partial<EngineTuning>
     }
 
 /** What `status` tells of a quorate node. */
@@ -25,6 +27,10 @@ export interface LoadProcessStatus {
   readonly groups: number
   readonly groupsLed: number
   readonly logWrites: number
+  /** Of the first group. */
+  readonly appliedIndex: number
+  /** Bytes of a snapshot that have come; null while none is fetched. */
+  readonly receivedBytes: number | null
   /** CPU time of the process since its start. */
   readonly cpuMs: number
 }
@@ -33,13 +39,21 @@ const argument = childArgument<LoadProcessArgument>()
 
 function openQuorate(options: Exclude<LoadProcessArgument, { system: 'etcd' }>): Promise<Node> {
   if (options.system === 'quorate-client') return openNode({ role: 'client', transport: tcp(), seeds: options.seeds })
-  const { id, location, nodes, groups } = options
+  const { id, location, nodes, groups, tuning = {} } = options
   const listen = nodes.find((node) => node.id === id)!.address
-  return openNode({ id, location, transport: tcp({ listen }), bootstrap: { nodes, groups, shards: Math.max(64, groups) } })
+  return openNode({ id, location, tuning, transport: tcp({ listen }), bootstrap: { nodes, groups, shards: Math.max(64, groups) } })
 }
 
 function offer(operations: Operations, close: () => Promise<void>, more: Record<string, () => unknown> = {}): void {
-  serve({ preload: () => preload(operations), measure: (cell: CellOptions) => measure(operations, cell), ...more }, close)
+  serve(
+    {
+      preload: () => preload(operations),
+      fill: (bytes: number) => fill(operations, bytes),
+      measure: (cell: CellOptions) => measure(operations, cell),
+      ...more,
+    },
+    close,
+  )
 }
 
 if (argument.system === 'etcd') {
@@ -55,7 +69,9 @@ if (argument.system === 'etcd') {
       const { groups: all, logWrites } = node.status()
       // The meta group carries no load.
       const groups = all.filter(({ group }) => group > 0)
-      return { groups: groups.length, groupsLed: groups.filter(({ role }) => role === 'leader').length, logWrites, cpuMs: (user + system) / 1000 }
+      const { appliedIndex, receiving } = groups[0] ?? { appliedIndex: 0, receiving: null }
+      const groupsLed = groups.filter(({ role }) => role === 'leader').length
+      return { groups: groups.length, groupsLed, logWrites, appliedIndex, receivedBytes: receiving?.bytes ?? null, cpuMs: (user + system) / 1000 }
     },
   })
 }

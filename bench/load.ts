@@ -83,6 +83,19 @@ export async function preload(operations: Operations, callers = 256): Promise<vo
   await Promise.all(Array.from({ length: callers }, work))
 }
 
+/** Writes so many bytes in values of 2 KiB, each under a key of its own. */
+export async function fill(operations: Operations, bytes: number, callers = 64): Promise<void> {
+  const size = 2048
+  let next = 0
+  const work = async () => {
+    for (let number = next++; number * size < bytes; number = next++) {
+      const start = (number * 7919) % (randomBlock.length - size)
+      await operations.put(Buffer.from(`fill ${number}`), randomBlock.subarray(start, start + size))
+    }
+  }
+  await Promise.all(Array.from({ length: callers }, work))
+}
+
 /** Runs one cell. The clock can be replaced, for tests. */
 export async function measure(operations: Operations, options: CellOptions, nowMs = () => performance.now()): Promise<CellResult> {
   const samples = new Samples()

@@ -11,6 +11,7 @@ import { measureIdleGroups } from './idle.js'
 import type { CellOptions, CellResult } from './load.js'
 import { type BenchOptions, parseOptions, usage } from './options.js'
 import { formatTable, type Measurement, makeReport } from './report.js'
+import { measureSnapshots } from './snapshot.js'
 import { etcdSystem, findProgram, quorateSystem, type System } from './systems.js'
 
 /** Time for the disk to write back what a system left, before the other one starts. */
@@ -76,6 +77,27 @@ async function run(options: BenchOptions): Promise<void> {
   }
 }
 
+async function runSnapshot(megabytes: number, options: BenchOptions): Promise<void> {
+  const workplace = new Workplace('quorate-bench')
+  try {
+    progress(`load average before the start: ${loadavg()[0]!.toFixed(2)}`)
+    const callers = options.callers.length === 1 ? options.callers[0]! : 64
+    const rounds = await measureSnapshots(workplace, { megabytes, callers, rounds: options.rounds, progress })
+    for (const { streamed, quiet, streamMs, streamedBytes } of rounds) {
+      console.log(
+        `with a snapshot of ${(streamedBytes / 2 ** 20).toFixed(0)} MiB in ${(streamMs / 1000).toFixed(1)} s: ${describeCell(streamed)}; without: ${describeCell(quiet)}; p99 ${(streamed.p99Ms / quiet.p99Ms).toFixed(2)} times`,
+      )
+    }
+    if (options.json) console.log(JSON.stringify({ callers, rounds }))
+  } finally {
+    await workplace.close()
+  }
+}
+
+function describeCell({ opsPerSecond, p50Ms, p99Ms }: CellResult): string {
+  return `${Math.round(opsPerSecond)} puts/s, p50 ${p50Ms.toFixed(2)} ms, p99 ${p99Ms.toFixed(2)} ms`
+}
+
 async function runIdle(groups: number, options: BenchOptions): Promise<void> {
   const workplace = new Workplace('quorate-bench')
   try {
@@ -92,6 +114,7 @@ async function runIdle(groups: number, options: BenchOptions): Promise<void> {
 try {
   const options = parseOptions(process.argv.slice(2).filter((argument) => argument !== '--help'))
   if (process.argv.includes('--help')) console.log(usage)
+  else if (options.snapshotMegabytes !== undefined) await runSnapshot(options.snapshotMegabytes, options)
   else if (options.idleGroups === undefined) await run(options)
   else await runIdle(options.idleGroups, options)
 } catch (error) {

@@ -13,6 +13,8 @@ export interface BenchOptions {
   readonly json: boolean
   /** Instead of load: what so many idle groups cost. */
   readonly idleGroups: number | undefined
+  /** Instead of load alone: puts while a snapshot of so many MiB streams to a follower, and without. */
+  readonly snapshotMegabytes: number | undefined
 }
 
 export const usage = `npm run bench -- [options]
@@ -25,6 +27,7 @@ export const usage = `npm run bench -- [options]
   --groups N        Raft groups of the quorate cluster (default 3)
   --peer etcd       runs a three-member etcd in turn with it, when there is an etcd program; installs nothing
   --idle-groups N   instead of load: three nodes with so many groups that do nothing, and what CPU they take
+  --snapshot MB     instead of load: latencies of puts while a snapshot of so many MiB streams to a follower, and without, in turn
   --json            prints the rows and ratios as JSON on the last line
 `
 
@@ -46,7 +49,7 @@ export function parseOptions(args: readonly string[]): BenchOptions {
   const { values } = parseArgs({
     args: [...args],
     options: {
-      ...{ seconds: text, 'warm-up': text, callers: text, ops: text, rounds: text, groups: text, peer: text, 'idle-groups': text },
+      ...{ seconds: text, 'warm-up': text, callers: text, ops: text, rounds: text, groups: text, peer: text, 'idle-groups': text, snapshot: text },
       json: { type: 'boolean' },
     },
   })
@@ -65,6 +68,7 @@ export function parseOptions(args: readonly string[]): BenchOptions {
     groups: wholeNumberOption('groups', values.groups ?? '3'),
     peer,
     json: values.json ?? false,
+    snapshotMegabytes: values.snapshot === undefined ? undefined : wholeNumberOption('snapshot', values.snapshot),
     idleGroups: values['idle-groups'] === undefined ? undefined : wholeNumberOption('idle-groups', values['idle-groups']),
   }
 }

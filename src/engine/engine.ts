@@ -8,6 +8,7 @@ import { CorruptionError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import { RaftCore } from '../raft/core.js'
 import type { NodeId, RaftStatus } from '../raft/types.js'
+import type { TransferStatus } from '../snapshot/receiver.js'
 import type { MessengerFace } from '../transport/messenger.js'
 import type { Address } from '../transport/transport.js'
 import type { DataFolder } from './data-folder.js'
@@ -66,7 +67,7 @@ export const defaultTuning: EngineTuning = {
   compactLogBytes: 64 * 1024 * 1024,
   compactLogEntries: 1_000_000,
   snapshotChunkBytes: 256 * 1024,
-  snapshotBytesPerSecond: 64 * 1024 * 1024,
+  snapshotBytesPerSecond: 32 * 1024 * 1024,
 }
 
 export interface EngineOptions {
@@ -82,6 +83,8 @@ export interface EngineOptions {
 
 export interface GroupStatus extends Omit<RaftStatus, 'id'> {
   readonly group: number
+  /** The snapshot that this replica is fetching; null when it needs none. */
+  readonly receiving: TransferStatus | null
 }
 
 export class Engine {
@@ -111,7 +114,7 @@ export class Engine {
         if (replica !== null && error instanceof CorruptionError) void this.#markDamaged(replica.group, error)
         onFailure(error)
       },
-      onStatus: (replica) => onStatus(statusOf(replica)),
+      onStatus: (replica) => onStatus(this.#statusOf(replica)),
     })
     this.snapshots = new Snapshots({
       messenger,
@@ -258,7 +261,14 @@ export class Engine {
   }
 
   status(): GroupStatus[] {
-    return this.host.replicas.map(statusOf)
+    return this.host.replicas.map((replica) => this.#statusOf(replica))
+  }
+
+  #statusOf(replica: Replica): GroupStatus {
+    const { id: _id, leader, ...status } = replica.core.status()
+    const { group, appliedIndex } = replica
+    const receiving = this.snapshots.receiving(group) ?? null
+    return { group, ...status, leader: leader === null ? null : nodeOf(leader), appliedIndex, receiving }
   }
 
   /** Stops the groups and writes what is applied. The folder stays open. */
@@ -289,10 +299,6 @@ export function shareTuning(tuning: EngineTuning, count: number): EngineTuning {
     maxTailBytes: share(tuning.maxTailBytes),
     maxUncommittedBytes: share(tuning.maxUncommittedBytes),
     flushBytes: share(tuning.flushBytes),
+    compactLogBytes: share(tuning.compactLogBytes),
   }
-}
-
-function statusOf(replica: Replica): GroupStatus {
-  const { id: _id, leader, ...status } = replica.core.status()
-  return { group: replica.group, ...status, leader: leader === null ? null : nodeOf(leader), appliedIndex: replica.appliedIndex }
 }

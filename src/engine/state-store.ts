@@ -29,6 +29,8 @@ const originKey = '\xff\xffo'
 const recordsPerSlice = 256
 /** Between two batches of deletions in the background: they must not be felt. */
 const emptyingPauseMs = 10
+/** Bytes of a snapshot that are written in one batch, and so with one sync. */
+const stagingBatchBytes = 2 * 1024 * 1024
 
 export interface StateStoreOptions {
   readonly database: Database
@@ -78,6 +80,8 @@ export class StateStore {
   #flushing: Promise<void> | null = null
   #emptying: Promise<void> | null = null
   #installing: Promise<void> | null = null
+  /** The part of a snapshot that is not written yet. */
+  #staged: { readonly batch: DatabaseBatch; bytes: number } | null = null
   #cancelTimer: (() => void) | null = null
   /** A flush is wanted, and starts as soon as it may. */
   #due = false
@@ -274,6 +278,7 @@ export class StateStore {
 
   /** Makes the other area empty, so that a snapshot can be staged there. */
   async beginStaging(): Promise<void> {
+    this.#staged = null
     await this.#emptying
     await this.#emptyOther(0)
     if (this.#closed) throw new ClosedError('the state store is closed')
@@ -281,14 +286,21 @@ export class StateStore {
 
   /** Removes what was staged, in the background. */
   discardStaging(): void {
+    this.#staged = null
     if (!this.#closed && !this.#failed && this.#installing === null) this.#startEmptying()
   }
 
-  /** Stages a part of a snapshot. Durable when it resolves; invisible until `install`. */
+  /** Stages a part of a snapshot: invisible until `install`, and written by then. One sync serves several parts. */
   async stage(records: readonly (readonly [Uint8Array, Uint8Array])[]): Promise<void> {
     const prefix = fromLatin1(this.#otherPrefix)
-    const batch = this.#options.database.batch()
-    for (const [key, value] of records) batch.put(Buffer.concat([prefix, key]), value)
+    this.#staged ??= { batch: this.#options.database.batch(), bytes: 0 }
+    const { batch } = this.#staged
+    for (const [key, value] of records) {
+      batch.put(Buffer.concat([prefix, key]), value)
+      this.#staged.bytes += key.length + value.length
+    }
+    if (this.#staged.bytes < stagingBatchBytes) return
+    this.#staged = null
     await this.#write(batch)
   }
 
@@ -319,6 +331,8 @@ export class StateStore {
       const { database, group } = this.#options
       const ahead = index > this.#appliedIndex && !this.#failed && !this.#closed
       if (ahead) {
+        if (this.#staged !== null) await this.#write(this.#staged.batch)
+        this.#staged = null
         if (readApplied(database, this.#otherPrefix) !== index)
           throw new CorruptionError(`group ${group}: what is staged is not a state at index ${index}`)
         const batch = database.batch()

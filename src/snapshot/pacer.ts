@@ -24,7 +24,7 @@ export class Pacer {
 }
 
 /** Waits; rejects with the signal's reason when that fires. */
-function pause(runtime: Runtime, delayMs: number, signal: AbortSignal): Promise<void> {
+export function pause(runtime: Runtime, delayMs: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
     if (signal.aborted) return reject(signal.reason)
     const onAbort = () => {

@@ -27,7 +27,7 @@ import {
   type SnapshotRecord,
   type SnapshotTotals,
 } from './messages.js'
-import { Pacer } from './pacer.js'
+import { Pacer, pause } from './pacer.js'
 
 /** Where a group's snapshot goes. */
 export interface SnapshotTarget {
@@ -35,7 +35,7 @@ export interface SnapshotTarget {
   readonly appliedIndex: number
   /** Makes room for a snapshot. */
   begin(): Promise<void>
-  /** Keeps a part of it, durably but out of sight. */
+  /** Keeps a part of it, out of sight. */
   stage(records: readonly SnapshotRecord[]): Promise<void>
   /** Makes what was staged the state; false when the state has overtaken it. Throws CorruptionError when that is no snapshot of that index. */
   install(manifest: SnapshotManifest): Promise<boolean>
@@ -186,7 +186,10 @@ export class SnapshotReceiver {
         // Looked at in the next turn, unless storing fails first.
         next.catch(() => {})
       }
+      const startMs = this.#options.runtime.nowMs()
       await this.#store(transfer, () => target.stage(chunk.records))
+      // As the sender does: what callers wait for goes before.
+      await pause(this.#options.runtime, this.#options.runtime.nowMs() - startMs, controller.signal)
       controller.signal.throwIfAborted()
       if (chunk.isLast) return
     }

@@ -5,7 +5,8 @@
  * 1. A snapshot is one moment of a group's state, whatever is written meanwhile, and is served whether or not this node still leads the group.
  * 2. Sessions are bounded in number, in idle time and in lifetime: each holds back the removal of old values from the database, and log.
  * 3. A chunk may be asked for again until the next one is: a reply that was lost costs one chunk, not the snapshot.
- * 4. One session for a peer and group: who opens another one has given up the one before.
+ * 4. A snapshot takes at most half of the time of a node that has other things to do: after each chunk it rests for as long as that took.
+ * 5. One session for a peer and group: who opens another one has given up the one before.
  */
 import { OverloadedError, UnavailableError } from '../base/errors.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
@@ -151,10 +152,15 @@ export class SnapshotSender {
     const { session: id, sequence } = decodeChunkRequest(payload)
     const session = this.#sessions.get(id)
     if (session === undefined) throw gone(id)
-    session.usedMs = this.#options.runtime.nowMs()
+    const { runtime } = this.#options
+    const startMs = runtime.nowMs()
+    session.usedMs = startMs
     const chunk = session.busy.then(() => this.#make(id, session, sequence))
     session.busy = chunk.catch(() => {})
-    return chunk
+    const bytes = await chunk
+    // As long again: on a busy node a snapshot gives way to what callers wait for.
+    await new Promise<void>((resolve) => runtime.schedule(runtime.nowMs() - startMs, resolve))
+    return bytes
   }
 
   async #make(id: number, session: Session, sequence: number): Promise<Uint8Array> {

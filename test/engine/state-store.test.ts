@@ -167,7 +167,8 @@ describe('StateStore', () => {
       store.set('key4', new TextRecord('4'))
       expect(await store.install(3, Buffer.from('origin'), () => {})).to.equal(false)
       await store.close()
-      expect(syncs.length).to.be.at.least(5)
+      // Three flushes, and the removal of what was staged.
+      expect(syncs.length).to.be.at.least(3)
       expect(syncs).to.not.include(false)
     }))
 
