@@ -141,6 +141,11 @@ export class NodeInvariants {
     if (stored !== undefined) stored.isDamaged = true
   }
 
+  /** Whether a log on this node's disk was damaged, and not replaced yet. */
+  hasDamage(node: string): boolean {
+    return [...(this.#stored.get(node)?.values() ?? [])].some(({ isDamaged }) => isDamaged)
+  }
+
   /** A disk is gone. */
   onWiped(node: string): void {
     this.#stored.delete(node)

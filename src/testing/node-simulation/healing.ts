@@ -104,7 +104,7 @@ export class NodeHealing {
       let up = true
       for (const node of nodes) {
         if (node.isAbsent) continue
-        if (node.state === 'up' && node.node?.status().failure !== null) node.crash(false)
+        if (node.state === 'up' && node.hasFailed) node.crash(false)
         if (node.state === 'down') node.start()
         if (node.state !== 'up') up = false
       }

@@ -4,7 +4,7 @@
  * Invariants: 1. one life at a time; 2. a life that is over has no effect any more, whatever of its code still runs; 3. a node that cannot be opened, stops serving or does not close
  * properly, without a fault of its disk, is a violation.
  */
-import { RefusedError, UnavailableError } from '../../base/errors.js'
+import { CorruptionError, RefusedError, UnavailableError } from '../../base/errors.js'
 import { type Node, openNode } from '../../node.js'
 import type { Address } from '../../transport/transport.js'
 import { type DiskModel, SimulatedDisk } from './disk.js'
@@ -21,6 +21,8 @@ export interface NodeEnvironment {
   count(fault: string): void
   trace(node: string, event: string, detail?: string): void
   violation(invariant: string, message: string): void
+  /** A log on its disk was damaged. */
+  isDamaged(node: SimulatedNode): boolean
   onStored(node: SimulatedNode, note: unknown): void
 }
 
@@ -85,7 +87,12 @@ export class SimulatedNode {
 
   /** Serving, as far as can be told from outside. */
   get up(): boolean {
-    return this.state === 'up' && this.node?.status().failure === null
+    return this.state === 'up' && !this.hasFailed
+  }
+
+  /** It serves nothing any more, and must be started anew. A group that stopped alone is another matter. */
+  get hasFailed(): boolean {
+    return this.disk.failed && this.node?.status().failure !== null
   }
 
   onOperation(): void {
@@ -134,6 +141,7 @@ export class SimulatedNode {
     node.on('status', ({ group, role, term, leader }) =>
       this.#environment.trace(this.name, 'status', `group ${group} ${role} of term ${term}, leader ${leader}`),
     )
+    node.on('refused', ({ kind, from, detail }) => this.#environment.trace(this.name, 'refused', `${kind} ${from}: ${detail}`))
     const { failure } = node.status()
     if (failure !== null) this.#onFailure(failure)
   }
@@ -149,6 +157,8 @@ export class SimulatedNode {
 
   #onFailure(error: unknown): void {
     this.#environment.trace(this.name, 'failure', String(error))
+    // A group that is damaged stops alone, and heals from the others while the node goes on.
+    if (error instanceof CorruptionError && this.#environment.isDamaged(this)) return
     if (!this.disk.failed) this.#environment.violation('p9', `${this.name} stopped serving: ${describeError(error)}`)
     this.onEnded()
   }

@@ -104,6 +104,7 @@ class NodeSimulation {
       count: this.count,
       trace: this.trace,
       violation: (invariant, message) => this.#violation(invariant, message),
+      isDamaged: (node) => this.checker.hasDamage(node.name),
       onStored: (node, note) => this.checker.onStored(node.name, note as Parameters<NodeInvariants['onStored']>[1]),
     }
     const make = (name: string, number: number, kind: 'founder' | 'spare' | 'client'): SimulatedNode =>

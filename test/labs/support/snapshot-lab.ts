@@ -87,6 +87,7 @@ export class SnapshotLab {
       count: () => {},
       trace: () => {},
       violation: (invariant, message) => this.world.fail(new Error(`${invariant}: ${message}`)),
+      isDamaged: () => false,
       onStored: () => {},
     }
     const disk = { syncMeanUs: 200, writeMeanUs: 20, readMeanUs: 50, rotateBytes: 100_000, compactMeanUs: 100_000 }
