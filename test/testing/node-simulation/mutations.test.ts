@@ -7,7 +7,7 @@ import { runNodeSimulation } from '../../../src/testing/node-simulation/simulati
 import { mutations } from '../../../src/testing/simulation/mutations.js'
 
 describe('the node simulator with a known bug', function () {
-  this.timeout(180_000)
+  this.timeout(600_000)
   for (const mutation of nodeMutations) {
     it(`catches ${mutation.name}: ${mutation.description}`, async () => {
       const outcome = await runNodeMutation(mutation, 1, 500)
