@@ -33,6 +33,7 @@ export interface Fault {
 /** Longer than two election timeouts at most, and than any lease. */
 const leastPauseMs = 550
 const longestPauseMs = 1500
+const refillMs = 500
 
 const anyNode = ({ cluster, random }: Scene): NodeProcess => random.pick(cluster.nodes)
 
@@ -121,6 +122,22 @@ export const faults = {
       )
     },
   },
+  'left-behind': {
+    hazards: 'm8 m10',
+    async run(scene) {
+      const { load, random } = scene
+      const victim = anyNode(scene)
+      await victim.kill()
+      // Where logs are short, those of the others do not hold any more what it lacks: it needs snapshots, and may die again while it gets them.
+      await load.progress(40)
+      for (let deaths = random.integer(0, 2); deaths > 0; deaths--) {
+        await victim.start()
+        await load.progress(random.integer(1, 3))
+        await victim.kill()
+      }
+      await victim.start()
+    },
+  },
   'pause-leader': { hazards: 'p6 t5', run: async (scene) => pauseWhile(scene, [await anyLeader(scene)], true) },
   'pause-one': { hazards: 'p6 t5', run: (scene) => pauseWhile(scene, [anyNode(scene)], true) },
   'pause-all': { hazards: 'p6 p10', run: (scene) => pauseWhile(scene, scene.cluster.nodes, false) },
@@ -151,7 +168,16 @@ export const faults = {
       const disk = cluster.smallDisk!
       const node = cluster.nodes.at(-1)!
       try {
-        await disk.fill(random.integer(0, 256) * 1024)
+        await disk.fill(random.integer(0, 64) * 1024)
+        let filledMs = performance.now()
+        await until('the node comes upon the full disk', async () => {
+          // Files that it had no more use for may have made room.
+          if (performance.now() - filledMs > refillMs) {
+            await disk.fill(0)
+            filledMs = performance.now()
+          }
+          return (await node.status()).failure !== null
+        })
         await saysThatItFailed(node)
         // The others are a majority; what is acknowledged now must hold although this node has none of it.
         await load.progress()

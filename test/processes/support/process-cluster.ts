@@ -20,6 +20,7 @@ import { SyncFaults } from './sync-faults.js'
 /** How long a condition may take to come true before that is a failure: the machine may be slow, the cluster must not hang. */
 const patienceMs = 45_000
 const pollMs = 10
+const shortLogs = { compactLogEntries: 100, flushBytes: 16 * 1024, flushAfterMs: 200 }
 const smallDiskBytes = 4 * 1024 ** 3
 
 export interface ProcessClusterOptions {
@@ -32,6 +33,8 @@ export interface ProcessClusterOptions {
   readonly smallDisk?: boolean
   /** Makes the syncs of the first node fail or hang on command. Default false. */
   readonly syncFaults?: boolean
+  /** Cuts logs after few entries, so that a node that was away for a moment needs a snapshot. Default false. */
+  readonly shortLogs?: boolean
 }
 
 export class ProcessCluster {
@@ -82,7 +85,14 @@ export class ProcessCluster {
     const nodes = known.map(
       ({ id, target, address }, at) =>
         new NodeProcess(
-          { id, location: join(folder, id, 'data'), listen: target, advertise: address, bootstrap },
+          {
+            id,
+            location: join(folder, id, 'data'),
+            listen: target,
+            advertise: address,
+            bootstrap,
+            ...(options.shortLogs === true ? { tuning: shortLogs } : {}),
+          },
           { undertaker, ...(at === 0 && syncFaults !== null ? { environment: syncFaults.environment } : {}) },
         ),
     )

@@ -63,6 +63,7 @@ export async function runTorture(options: TortureOptions): Promise<TortureSummar
       groups: random.integer(2, 4),
       seed: seed + epoch,
       proxied: needs('links'),
+      shortLogs: random.chance(0.5),
       smallDisk: needs('small-disk'),
       syncFaults: needs('sync-faults'),
     })
