@@ -1,10 +1,12 @@
 /** Data folders of real nodes in the wrong hands: another node's, another cluster's, a half, an old copy, one that is in use. What is promised: docs/operations.md. */
-import { cp, rename, rm } from 'node:fs/promises'
+import { appendFile, cp, open, readdir, rename, rm, stat, truncate } from 'node:fs/promises'
 import { join } from 'node:path'
 import { expect } from 'chai'
 import { freeAddresses } from '../../scripts/workplace.js'
 import type { Node } from '../../src/index.js'
+import { SeededRandom } from '../../src/testing/seeded-random.js'
 import { NodeProcess, StartFailedError } from '../support/node-process.js'
+import { newSeed } from '../support/seed.js'
 import { ProcessCluster, until } from './support/process-cluster.js'
 
 /** The code with which a node process refuses to start. */
@@ -17,6 +19,29 @@ async function refusal(node: NodeProcess): Promise<string | null> {
   }
   await node.kill()
   throw new Error(`${node.id} started on ${node.options.location}`)
+}
+
+/** Changes one file of a data folder, as a broken disk or a curious user would; says how. */
+async function damage(location: string, random: SeededRandom): Promise<string> {
+  const folder = join(location, random.pick(['log', 'state']))
+  const names = (await readdir(folder)).filter((name) => name !== 'LOCK' && name !== 'LOG').sort()
+  const name = random.pick(names)
+  const file = join(folder, name)
+  const { size } = await stat(file)
+  const how = random.pick(['half', 'nothing', 'more', 'missing', 'bit', 'bit', 'bit'])
+  if (how === 'half') await truncate(file, size >> 1)
+  else if (how === 'nothing') await truncate(file, 0)
+  else if (how === 'more') await appendFile(file, random.bytes(random.integer(1, 100)))
+  else if (how === 'missing') await rm(file)
+  else if (size > 0) {
+    const handle = await open(file, 'r+')
+    const position = random.integer(0, size - 1)
+    const { buffer } = await handle.read(Buffer.alloc(1), 0, 1, position)
+    buffer[0]! ^= 1 << random.integer(0, 7)
+    await handle.write(buffer, 0, 1, position)
+    await handle.close()
+  }
+  return `${how} in ${file}`
 }
 
 describe('data folders', function () {
@@ -100,6 +125,56 @@ describe('data folders', function () {
     expect(await refusal(second(other, { location: mixed }))).to.equal('WRONG_FOLDER')
     await Promise.all([one.start(), other.start()])
     await cluster.healed()
+    await nothingIsLost()
+  })
+
+  it('hazard E1.34, d5, d9, d10: files of a folder that were changed by hand are refused or told as damage, by a code, and nothing else comes of it', async () => {
+    const [node, ...others] = cluster.nodes as [NodeProcess, ...NodeProcess[]]
+    // Nobody else is there to hear what it makes of the damage.
+    await Promise.all([node.close(), ...others.map((other) => other.close())])
+    const { location } = node.options
+    const whole = join(cluster.folder, 'whole')
+    await rename(location, whole)
+    const seed = newSeed()
+    const random = new SeededRandom(seed, 'damage')
+    const outcomes: Record<string, number> = {}
+    for (let attempt = 0; attempt < 15; attempt++) {
+      await cp(whole, location, { recursive: true })
+      const what = await damage(location, random)
+      const outcome = await node.start().then(
+        async () => (await node.status()).failure?.code ?? 'as if nothing had happened',
+        (error: unknown) => (error as StartFailedError).code,
+      )
+      expect(outcome, `seed ${seed}: ${what}`).to.be.oneOf(['as if nothing had happened', 'CORRUPTION', 'MALFORMED', 'OPEN_FAILED', 'WRONG_FOLDER'])
+      outcomes[outcome!] = (outcomes[outcome!] ?? 0) + 1
+      await node.kill()
+      await rm(location, { recursive: true })
+    }
+    expect(Object.keys(outcomes), `seed ${seed}`).to.have.length.greaterThan(1)
+    await rename(whole, location)
+    await Promise.all(cluster.nodes.map((each) => each.start()))
+    await cluster.healed()
+    await nothingIsLost()
+  })
+
+  it('hazard E1.35: nonsense in the options is refused at the start, with the reason', async () => {
+    const [node] = cluster.nodes as [NodeProcess]
+    const { bootstrap } = node.options
+    const nodes = bootstrap!.nodes
+    const fresh = (changes: Partial<NodeProcess['options']>) => refusal(second(node, { location: join(cluster.folder, 'fresh'), ...changes }))
+    const cases: Partial<NodeProcess['options']>[] = [
+      { bootstrap: { nodes: [...nodes, nodes[0]!] } },
+      { bootstrap: { nodes: nodes.map(({ id }) => ({ id, address: nodes[0]!.address })) } },
+      { bootstrap: { nodes: [] } },
+      { bootstrap: { nodes, shards: 0 } },
+      { bootstrap: { nodes, groups: -1 } },
+      { bootstrap: { nodes, replicas: 2.5 } },
+      { id: 'stranger' },
+      { id: '../n1' },
+      { listen: 'nowhere' },
+    ]
+    for (const changes of cases) expect(await fresh(changes), JSON.stringify(changes)).to.equal('INVALID_ARGUMENT')
+    expect(await fresh({ listen: '0.0.0.0:7777' })).to.equal('INSECURE_LISTEN')
     await nothingIsLost()
   })
 
