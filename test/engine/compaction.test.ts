@@ -43,7 +43,7 @@ describe('decideCompaction', () => {
     expect(decide(0, 101, { maxBytes: 1000, flushedIndex: 0 })).to.equal('flush')
   })
 
-  it('hazard D6.48: keeps what followers still need, up to twice the limit and no more', () => {
+  it('hazard D6.48, m11: keeps what followers, and receivers of a snapshot, still need, up to twice the limit and no more', () => {
     expect(decide(0, 101, { maxBytes: 1000, neededAfter: 20 })).to.equal(20)
     expect(decide(0, 101, { maxBytes: 1000, neededAfter: 90 })).to.equal(51)
     expect(decide(0, 250, { maxBytes: 1000, neededAfter: 20 })).to.equal(50)

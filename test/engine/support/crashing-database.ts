@@ -9,17 +9,31 @@ export interface CrashingDatabase extends Database {
   readonly crashed: boolean
 }
 
+/** Writes that are left until the crash, over all databases of a node. */
+export class CrashBudget {
+  writes = 0
+  crashed = false
+  readonly #limit: number
+
+  constructor(limit: number) {
+    this.#limit = limit
+  }
+
+  spend(): void {
+    this.crashed ||= this.writes >= this.#limit
+    if (this.crashed) throw new CrashedError('crashed')
+    this.writes++
+  }
+}
+
 /** `writesLeft` batches go through; the next one, and all after it, are lost and reject. */
-export function crashAfter(database: Database, writesLeft: number): CrashingDatabase {
-  let writes = 0
-  let crashed = false
+export function crashAfter(database: Database, writesLeft: number | CrashBudget): CrashingDatabase {
+  const budget = typeof writesLeft === 'number' ? new CrashBudget(writesLeft) : writesLeft
   const guarded = (batch: DatabaseBatch): DatabaseBatch => ({
     put: (key, value) => batch.put(key, value),
     del: (key) => batch.del(key),
     write: async (options) => {
-      crashed ||= writes >= writesLeft
-      if (crashed) throw new CrashedError('crashed')
-      writes++
+      budget.spend()
       await batch.write(options)
     },
   })
@@ -27,10 +41,10 @@ export function crashAfter(database: Database, writesLeft: number): CrashingData
     ...database,
     batch: () => guarded(database.batch()),
     get writes() {
-      return writes
+      return budget.writes
     },
     get crashed() {
-      return crashed
+      return budget.crashed
     },
   }
 }

@@ -88,6 +88,8 @@ export class EngineFixture {
       }
     },
   }
+  /** What opens the databases, below the gates. */
+  openDatabase: OpenDatabase = openLevel
   messenger = new HandMessenger()
   engine!: Engine
   #data!: DataFolder
@@ -104,7 +106,7 @@ export class EngineFixture {
   ): Promise<void> {
     this.messenger = new HandMessenger()
     const openGated: OpenDatabase = async (location, options) => {
-      const database = await openLevel(location, options)
+      const database = await this.openDatabase(location, options)
       const gate = location.endsWith('log') ? this.logGate : this.stateGate
       const gated = (batch: DatabaseBatch): DatabaseBatch => ({
         put: (key, value) => batch.put(key, value),
