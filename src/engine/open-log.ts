@@ -38,7 +38,7 @@ export async function openLog(log: LogStore, store: StateStore, group: number, f
   const originBytes = store.origin()
   const origin = originBytes === undefined ? null : decodeOrigin(originBytes)
   // The state is replaced first, the log second; nothing is applied in between.
-  if (origin !== null && origin.index === store.appliedIndex && !holds(loaded, origin)) loaded = await resetLog(log, group, loaded, origin)
+  if (origin !== null && origin.index === store.appliedIndex && !holds(loaded, origin)) loaded = await resetLog(log, group, origin)
   if (store.appliedIndex > loaded.lastIndex)
     throw new CorruptionError(
       `the state of group ${group} reaches index ${store.appliedIndex}, its log only ${loaded.lastIndex}: a part of the log is lost`,
@@ -60,9 +60,8 @@ function holds({ base, terms, lastIndex }: LoadedLog, { index, term }: LogBase):
   return found === term
 }
 
-async function resetLog(log: LogStore, group: number, { hardState }: LoadedLog, origin: LogBase): Promise<LoadedLog> {
-  // Its entries are of terms that this replica had not entered yet.
-  const entered = hardState.term >= origin.term ? null : { term: origin.term, vote: null }
-  await log.write([{ group, work: { sequence: 0, hardState: entered, reset: { ...origin, keepsLater: false }, truncateFrom: null, entries: [] } }])
+/** (The core enters the snapshot's term by itself.) */
+async function resetLog(log: LogStore, group: number, origin: LogBase): Promise<LoadedLog> {
+  await log.write([{ group, work: { sequence: 0, hardState: null, reset: { ...origin, keepsLater: false }, truncateFrom: null, entries: [] } }])
   return (await log.load(group))!
 }

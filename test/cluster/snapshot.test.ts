@@ -54,6 +54,28 @@ describe('a follower behind the compacted log', () => {
     ))
 })
 
+describe('a follower that nobody writes to', () => {
+  it('hazard D6.49: gets its snapshot from a leader that has compacted its log and is idle since', () =>
+    withCluster(
+      3,
+      async (cluster) => {
+        const writer = await cluster.openClient()
+        await writer.kv.put('first', 'value')
+        const away = ['n1', 'n2', 'n3'].find((id) => id !== cluster.leaderOf(1))!
+        await cluster.stop(away)
+        for (let round = 0; round < 20; round++) {
+          await Promise.all(Array.from({ length: 25 }, (_, at) => writer.kv.put(`key ${at}`, `${round}`.repeat(100))))
+        }
+        await writer.close()
+        const node = await cluster.start(away, { tuning })
+        await untilCaughtUp(node, () => lastIndexOf(cluster.nodes.get(cluster.leaderOf(1)!)!))
+        expect(node.status().failure).to.equal(null)
+      },
+      { groups: 1 },
+      { tuning },
+    ))
+})
+
 function lastIndexOf(node: Node): number {
   return node.status().groups.find(({ group }) => group === 1)!.lastIndex
 }

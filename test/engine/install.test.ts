@@ -75,15 +75,20 @@ function valuesOf(fixture: EngineFixture): (string | undefined)[] {
   return Array.from({ length: 7 }, (_, at) => {
     const bytes = Buffer.from(`k${at}`)
     const found = machine.read(shardOf(bytes, testShards), bytes)
-    return found && `${Buffer.from(found.value)} of version ${found.version}`
+    return found && `${Buffer.from(found.value)} of version ${found.version}, revision ${found.revision}`
   })
 }
 
 /** What `valuesOf` gives when all entries up to an index are applied. */
 function expectedValues(index: number): (string | undefined)[] {
+  const shard = (at: number) => shardOf(Buffer.from(`k${at}`), testShards)
   return Array.from({ length: 7 }, (_, at) => {
-    const writes = Array.from({ length: index }, (_each, before) => before + 1).filter((each) => each % 7 === at)
-    return writes.length === 0 ? undefined : `${writes[writes.length - 1]} of version ${writes.length}`
+    const writes = Array.from({ length: index }, (_each, before) => before + 1)
+    const own = writes.filter((each) => each % 7 === at)
+    const last = own[own.length - 1]
+    if (last === undefined) return undefined
+    const revision = writes.filter((each) => each <= last && shard(each % 7) === shard(at)).length
+    return `${last} of version ${own.length}, revision ${revision}`
   })
 }
 
