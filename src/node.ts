@@ -6,30 +6,19 @@
 import { EventEmitter } from 'node:events'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { ClosedError, CorruptionError, InvalidArgumentError, QuorateError, RefusedError, UnavailableError } from './base/errors.js'
+import { ClosedError, InvalidArgumentError } from './base/errors.js'
 import { type Cancel, keepProcessAlive, type Runtime, systemRuntime } from './base/runtime.js'
-import { defaultLimits, type Limits, metaGroup, metaShard } from './engine/command.js'
-import { DataFolder } from './engine/data-folder.js'
+import { defaultLimits, type Limits } from './engine/command.js'
 import { type OpenDatabase, openLevel } from './engine/database.js'
-import { defaultTuning, Engine, type EngineTuning, type GroupStatus } from './engine/engine.js'
-import { checkIdentity, type Identity } from './engine/identity.js'
+import { defaultTuning, type EngineTuning, type GroupStatus } from './engine/engine.js'
 import type { KV } from './engine/kv.js'
-import { KvService } from './engine/kv-service.js'
 import { createLocks, type Locks, type LocksOptions, type NamedLock } from './lock/index.js'
 import { type JobHandle, type JobOptions, type JobOutput, JobRunner } from './mapreduce/index.js'
-import {
-  type BootstrapOptions,
-  type ClusterMap,
-  type ClusterNode,
-  checkNodeId,
-  decodeClusterMap,
-  encodeClusterMap,
-  makeClusterMap,
-  Router,
-  withNode,
-} from './shard/cluster-map.js'
+import { type BootstrapOptions, type ClusterNode, Router } from './shard/cluster-map.js'
 import { KvClient } from './shard/kv-client.js'
-import { MapKeeper, mapKey, type Self } from './shard/map-keeper.js'
+import { MapKeeper } from './shard/map-keeper.js'
+import { Member, type MemberSettings, type MemberState, refreshIntervalMs } from './shard/member.js'
+import { describeCluster } from './shard/seeds.js'
 import { Messenger, type Refusal } from './transport/messenger.js'
 import type { Address, Transport } from './transport/transport.js'
 
@@ -56,10 +45,17 @@ export interface MemberOptions extends CommonOptions {
   readonly role?: 'member'
   /** The data folder; made when it is not there. */
   readonly location: string
-  /** This node's id; needed with `bootstrap`. With data in the folder it must be the folder's own. */
+  /** This node's id; needed with a list in `bootstrap`. With data in the folder it must be the folder's own. Default: drawn at random, and kept in the folder. */
   readonly id?: string
-  /** Creates a cluster when the folder has no data. The same on every node, and harmless once there is data. */
-  readonly bootstrap?: BootstrapOptions
+  /**
+   * Creates a cluster when the folder has no data, and does nothing when it has. `true`, or options without a list of nodes: of this node alone, which others join by their `seeds`. With
+   * a list of nodes: of all of these; the same on each of them.
+   */
+  readonly bootstrap?: true | BootstrapOptions
+  /** Addresses of nodes of the cluster to join when the folder has no data; one that answers is enough. With data, a hint where others may be found. */
+  readonly seeds?: readonly Address[]
+  /** Ends the search for a seed that answers. Default: `requestTimeoutMs`. */
+  readonly openTimeoutMs?: number
   /** The jobs that this node can run tasks of: modules by the names of their jobs. Only names cross the wire, never code or paths. */
   readonly jobs?: Readonly<Record<string, URL>>
   /** Worker threads for tasks of jobs. Default: the processors of the machine. */
@@ -83,9 +79,11 @@ export type NodeOptions = MemberOptions | ClientOptions
 export interface NodeStatus {
   readonly id: string
   readonly role: 'member' | 'client'
+  /** What it is to the cluster: whether it has come in yet, or was removed. */
+  readonly state: MemberState | 'client'
   readonly clusterId: string
-  /** The replicas on this node. */
-  readonly groups: readonly GroupStatus[]
+  /** The replicas on this node, and how well their groups are replicated: `live` of `voters`, where `wanted` should be. */
+  readonly groups: readonly (GroupStatus & { readonly wanted: number })[]
   /** Why this node, or a group of it, stopped serving; null while all is well. */
   readonly failure: unknown
   /** Log writes (fsyncs) since the node was opened. */
@@ -100,12 +98,6 @@ export interface NodeEvents {
   /** Something that does not belong here knocked, or this node was refused elsewhere: another cluster, another protocol, damaged or malformed bytes. */
   refused: [Refusal]
 }
-
-/** How often a node looks for a later cluster map. */
-const refreshIntervalMs = 1000
-
-/** Rejects seeds that do not answer in this time and asks the next. */
-const describeTimeoutMs = 500
 
 /**
  * Opens a node: with data in its folder it rejoins, with `bootstrap` it creates the cluster, as a client it asks the seeds.
@@ -130,148 +122,67 @@ function keepAlive(runtime: Runtime): Cancel {
 }
 
 async function openMember(options: MemberOptions): Promise<Node> {
-  const { location, transport, runtime = systemRuntime } = options
+  const { location, transport, runtime = systemRuntime, bootstrap, requestTimeoutMs = 10_000 } = options
   if (typeof location !== 'string' || location === '') throw new InvalidArgumentError('Expected `location` to name the data folder')
-  const tuning = { ...defaultTuning, ...options.tuning }
-  const limits = { ...defaultLimits, ...options.limits }
-  const asked = options.bootstrap === undefined ? undefined : makeClusterMap(options.bootstrap)
-  if (options.id !== undefined) checkNodeId(options.id)
-  const folder = await DataFolder.open(location, options.openDatabase ?? openLevel, tuning.cacheBytes)
-  const closers: (() => Promise<void> | void)[] = [keepAlive(runtime), () => folder.close()]
+  let node: Node | null = null
+  let member: Member | null = null
+  let earlyFailure: unknown = null
+  const letGo = keepAlive(runtime)
   try {
-    const { identity, map } = await settleIdentity(location, folder, options.id, asked)
-    const { nodeId, incarnation, clusterId } = identity
-    const router = new Router(map)
-    let node: Node | null = null
-    let earlyFailure: unknown = null
-    const messenger = new Messenger({
-      transport,
-      runtime,
-      clusterId: Buffer.from(clusterId, 'hex'),
-      nodeId,
-      openMethods: ['describe'],
-      onRefused: (refusal) => tell(() => node?.emit('refused', refusal)),
-    })
-    const engine = await Engine.open({
-      nodeId,
-      folder,
-      runtime,
-      messenger,
-      tuning,
-      addressOf: (id) => router.addressOf(id),
+    member = await Member.open({
+      ...{ location, transport, runtime, id: options.id, seeds: options.seeds ?? [] },
+      bootstrap: bootstrap === true ? {} : bootstrap,
+      tuning: { ...defaultTuning, ...options.tuning },
+      limits: { ...defaultLimits, ...options.limits },
+      openDatabase: options.openDatabase ?? openLevel,
+      openTimeoutMs: options.openTimeoutMs ?? requestTimeoutMs,
+      client: clientBounds(options),
       onFailure: (error) => {
         if (node === null) earlyFailure ??= error
         else node.fail(error)
       },
-      onStatus: (status) => tell(() => node?.emit('status', status)),
+      onStatus: (status) => {
+        member?.statusChanged()
+        tell(() => node?.emit('status', status))
+      },
+      onRefused: (refusal) => tell(() => node?.emit('refused', refusal)),
     })
-    closers.unshift(() => engine.close())
+    const { nodeId, router, messenger, client } = member
+    watchPeers(messenger, router, client)
+    const { host } = member.engine
     messenger.onPeerState((address, state) => {
       const peer = router.nodeAt(address)
-      if (state === 'lost' && peer !== undefined) engine.host.peerLost(peer)
+      if (state === 'lost' && peer !== undefined) host.peerLost(peer)
     })
-    const service = new KvService({ host: engine.host, messenger, ownership: router, limits })
-    const client = makeClient(options, runtime, messenger, router, limits, { nodeId, service }, () => keeper.refreshSoon())
-    closers.unshift(() => client.close())
-    closers.splice(closers.length - 1, 0, () => messenger.close())
-    await messenger.open()
-    // The list of founders may name an address that the transport does not know as its own: a proxy, a mapped port.
-    const listed = options.bootstrap?.nodes.find(({ id }) => id === nodeId)?.address
-    const self = { nodeId, incarnation, address: listed ?? messenger.address }
-    const keeper = new MapKeeper({
-      runtime,
-      messenger,
-      router,
-      client,
-      hints: options.bootstrap?.nodes.map(({ address }) => address) ?? [],
-      self,
-      local: () => engine.host.replica(metaGroup)?.machine.read(metaShard, mapKey),
-      store: (encoded) => folder.storeMap(encoded),
-      refreshIntervalMs,
-    })
-    messenger.handle('describe', () => encodeClusterMap(router.map))
-    messenger.handle('introduce', (_from, request) => keeper.answer(request))
-    closers.splice(closers.length - 2, 0, () => keeper.close())
-    keeper.start()
-    void announce(keeper, self)
     const { jobs = {}, workers } = options
     const tasks = { jobs, temporaryFolder: join(location, 'temporary'), ...(workers === undefined ? {} : { workers }) }
-    node = makeNode({ id: nodeId, role: 'member', router, messenger, client, engine, closers, tasks }, options, runtime)
+    const opened = member
+    node = makeNode(
+      { id: nodeId, role: 'member', router, messenger, client, member, closers: [() => opened.close(), letGo], tasks },
+      options,
+      runtime,
+    )
     if (earlyFailure !== null) node.fail(earlyFailure)
     return node
   } catch (error) {
-    // Why it could not be opened says more than what went wrong after that.
-    await closeAll(closers).catch(() => {})
+    await member?.close().catch(() => {})
+    letGo()
     throw error
   }
 }
 
-/** Tells the cluster where this node is, when the map has it elsewhere. A node that the map does not have was removed, and stays out. */
-async function announce(keeper: MapKeeper, self: Self): Promise<void> {
-  try {
-    await keeper.change((map) => {
-      const entry = map.nodes.find(({ id }) => id === self.nodeId)
-      return entry?.incarnation === self.incarnation ? withNode(map, { id: self.nodeId, address: self.address, incarnation: self.incarnation }) : null
-    })
-  } catch (error) {
-    // The node was closed before anybody listened.
-    if (!(error instanceof QuorateError)) throw error
-  }
+function clientBounds(options: CommonOptions): MemberSettings['client'] {
+  const { requestTimeoutMs = 10_000, attemptTimeoutMs = 1000 } = options
+  return { requestTimeoutMs, attemptTimeoutMs, maxWaitingOperations: 100_000, maxWaitingBytes: 64 * 1024 * 1024 }
 }
 
-/** Who this folder is; claims it for a new cluster when it is empty. */
-async function settleIdentity(
-  location: string,
-  folder: DataFolder,
-  id: string | undefined,
-  asked: ClusterMap | undefined,
-): Promise<{ identity: Identity; map: ClusterMap }> {
-  const found = folder.identity()
-  if (found !== undefined) {
-    checkIdentity(location, found, { nodeId: id, clusterId: asked?.clusterId })
-    const stored = folder.map()
-    if (stored === undefined) throw new CorruptionError(`${location} holds no cluster map`)
-    return { identity: found, map: decodeClusterMap(stored) }
-  }
-  if (asked === undefined) throw new RefusedError('NO_DATA', `${location} holds no data, and only \`bootstrap\` creates a cluster`)
-  if (id === undefined) throw new InvalidArgumentError('Expected `id` to say which of the bootstrap nodes this is')
-  if (!asked.nodes.some((node) => node.id === id)) throw new InvalidArgumentError(`Node ${id} is not among the bootstrap nodes`)
-  const identity = { nodeId: id, clusterId: asked.clusterId, originId: asked.clusterId, incarnation: 0 }
-  const replicas = asked.groups
-    .filter(({ members }) => members.includes(id))
-    .map(({ id: group, members }) => ({ group, life: 0, founders: members, isDoomed: false }))
-  await folder.claim(identity, encodeClusterMap(asked), replicas)
-  return { identity, map: asked }
-}
-
-function makeClient(
-  options: CommonOptions,
-  runtime: Runtime,
-  messenger: Messenger,
-  router: Router,
-  limits: Limits,
-  local: { nodeId: string; service: KvService } | null,
-  onWrongGroup: () => void,
-): KvClient {
-  const client = new KvClient({
-    runtime,
-    messenger,
-    router,
-    limits,
-    local,
-    requestTimeoutMs: options.requestTimeoutMs ?? 10_000,
-    attemptTimeoutMs: options.attemptTimeoutMs ?? 1000,
-    maxWaitingOperations: 100_000,
-    maxWaitingBytes: 64 * 1024 * 1024,
-    onWrongGroup,
-  })
+function watchPeers(messenger: Messenger, router: Router, client: KvClient): void {
   messenger.onPeerState((address, state) => {
     const peer = router.nodeAt(address)
     if (peer === undefined) return
     if (state === 'lost') client.onPeerLost(peer)
     else client.onPeerConnected(peer)
   })
-  return client
 }
 
 async function openClient(options: ClientOptions): Promise<Node> {
@@ -285,36 +196,22 @@ async function openClient(options: ClientOptions): Promise<Node> {
     const map = await describeCluster(messenger, seeds, runtime, openTimeoutMs)
     messenger.setClusterId(Buffer.from(map.clusterId, 'hex'))
     const router = new Router(map)
-    const client = makeClient(options, runtime, messenger, router, { ...defaultLimits, ...options.limits }, null, () => keeper.refreshSoon())
+    const limits = { ...defaultLimits, ...options.limits }
+    const onWrongGroup = () => keeper.refreshSoon()
+    const client = new KvClient({ ...clientBounds(options), runtime, messenger, router, limits, local: null, onWrongGroup })
+    watchPeers(messenger, router, client)
     closers.unshift(() => client.close())
     const nothing = { self: null, local: () => undefined, store: async () => {} }
     const keeper = new MapKeeper({ runtime, messenger, router, client, hints: seeds, refreshIntervalMs, ...nothing })
     closers.unshift(() => keeper.close())
     keeper.start()
     const tasks = { jobs: {}, temporaryFolder: tmpdir(), workers: 0 }
-    return makeNode({ id: nodeId, role: 'client', router, messenger, client, engine: null, closers, tasks }, options, runtime)
+    return makeNode({ id: nodeId, role: 'client', router, messenger, client, member: null, closers, tasks }, options, runtime)
   } catch (error) {
     // Why it could not be opened says more than what went wrong after that.
     await closeAll(closers).catch(() => {})
     throw error
   }
-}
-
-async function describeCluster(messenger: Messenger, seeds: readonly Address[], runtime: Runtime, timeoutMs: number): Promise<ClusterMap> {
-  const deadlineMs = runtime.nowMs() + timeoutMs
-  let failure: unknown
-  for (let turn = 0; runtime.nowMs() < deadlineMs; turn++) {
-    const startMs = runtime.nowMs()
-    try {
-      return decodeClusterMap(await messenger.request(seeds[turn % seeds.length]!, 'describe', new Uint8Array(0), { timeoutMs: describeTimeoutMs }))
-    } catch (error) {
-      if (!(error instanceof QuorateError) || !error.retryable) throw error
-      failure = error
-      // A seed that refuses at once must not be asked in a tight loop.
-      if (runtime.nowMs() - startMs < 50) await new Promise<void>((resolve) => runtime.schedule(50, resolve))
-    }
-  }
-  throw new UnavailableError(`no seed answered within ${timeoutMs} ms: ${seeds.join(', ')}`, 'TIMEOUT', { cause: failure })
 }
 
 interface Foundation {
@@ -323,7 +220,8 @@ interface Foundation {
   readonly router: Router
   readonly messenger: Messenger
   readonly client: KvClient
-  readonly engine: Engine | null
+  /** Null for a client. */
+  readonly member: Member | null
   readonly tasks: { readonly jobs: Readonly<Record<string, URL>>; readonly temporaryFolder: string; readonly workers?: number }
   /** In the order to close. */
   readonly closers: (() => Promise<void> | void)[]
@@ -391,15 +289,11 @@ export class Node extends EventEmitter<NodeEvents> {
   }
 
   status(): NodeStatus {
-    const { id, role, router, engine } = this.#parts
-    return {
-      id,
-      role,
-      clusterId: router.map.clusterId,
-      groups: engine?.status() ?? [],
-      failure: this.#failure,
-      logWrites: engine?.host.logWrites ?? 0,
-    }
+    const { id, role, router, member } = this.#parts
+    const { clusterId, replicas } = router.map
+    const groups = (member?.engine.status() ?? []).map((status) => ({ ...status, wanted: replicas }))
+    const state = member?.state ?? 'client'
+    return { id, role, state, clusterId, groups, failure: this.#failure, logWrites: member?.engine.host.logWrites ?? 0 }
   }
 
   /** @internal */

@@ -6,15 +6,21 @@
  */
 import { join } from 'node:path'
 import { RefusedError } from '../base/errors.js'
+import type { NodeId } from '../raft/types.js'
 import type { Database, OpenDatabase } from './database.js'
 import {
   checkIdentity,
   deleteReplica,
+  type Entrance,
   type Identity,
+  putBinding,
+  putEntrance,
   putIdentity,
   putMap,
   putReplica,
   type ReplicaRecord,
+  readBinding,
+  readEntrance,
   readIdentity,
   readMap,
   readReplicas,
@@ -46,23 +52,46 @@ export class DataFolder {
   identity(): Identity | undefined {
     const log = readIdentity(this.log)
     const state = readIdentity(this.state)
-    if (log !== undefined && state !== undefined) checkIdentity(join(this.location, 'state'), state, log)
+    if (log !== undefined && state !== undefined) checkIdentity(join(this.location, 'state'), state, { nodeId: log.nodeId, clusterId: log.originId })
     // The state database is written second: without the log's identity there must be no state.
     if (log === undefined && state !== undefined)
       throw new RefusedError('WRONG_FOLDER', `${this.location}/log is missing beside ${this.location}/state`)
     return log
   }
 
-  /** Makes the folder that of a node, with the cluster map and the replicas that it begins with. */
-  async claim(identity: Identity, map: Uint8Array, replicas: readonly ReplicaRecord[]): Promise<void> {
+  /** Makes the folder that of a node, with the cluster map and the replicas that it begins with. `entrance`: what it has to wait for before it takes part. */
+  async claim(identity: Identity, map: Uint8Array, replicas: readonly ReplicaRecord[], entrance: Entrance | null = null): Promise<void> {
     const batch = this.log.batch()
     putIdentity(batch, identity)
     putMap(batch, map)
+    putEntrance(batch, entrance)
     for (const replica of replicas) putReplica(batch, replica)
     await batch.write({ sync: true })
     const stateBatch = this.state.batch()
     putIdentity(stateBatch, identity)
     await stateBatch.write({ sync: true })
+  }
+
+  /** What the node still has to wait for; undefined when it takes part. */
+  entrance(): Entrance | undefined {
+    return readEntrance(this.log)
+  }
+
+  /** The node is in the cluster map. */
+  async entered(): Promise<void> {
+    const batch = this.log.batch()
+    putEntrance(batch, null)
+    await batch.write({ sync: true })
+  }
+
+  binding(founder: NodeId): number | undefined {
+    return readBinding(this.log, founder)
+  }
+
+  async bind(founder: NodeId, incarnation: number): Promise<void> {
+    const batch = this.log.batch()
+    putBinding(batch, founder, incarnation)
+    await batch.write({ sync: true })
   }
 
   /** The last cluster map that was stored, encoded. */

@@ -81,10 +81,17 @@ export interface EngineOptions {
   readonly onStatus: (status: GroupStatus) => void
 }
 
+/** A replica on this node, and how well its group is replicated as far as this one knows. Nodes are named by their ids. */
 export interface GroupStatus extends Omit<RaftStatus, 'id'> {
   readonly group: number
   /** The snapshot that this replica is fetching; null when it needs none. */
   readonly receiving: TransferStatus | null
+  /** Nodes whose disks count for a majority. */
+  readonly voters: readonly NodeId[]
+  /** Nodes that get everything and do not count yet. */
+  readonly learners: readonly NodeId[]
+  /** How many of the voters the leader hears, itself included; null on other replicas, which do not know. */
+  readonly live: number | null
 }
 
 export class Engine {
@@ -265,10 +272,14 @@ export class Engine {
   }
 
   #statusOf(replica: Replica): GroupStatus {
-    const { id: _id, leader, ...status } = replica.core.status()
-    const { group, appliedIndex } = replica
+    const { core, group, appliedIndex, member } = replica
+    const { id: _id, leader, ...status } = core.status()
+    const { voters, learners } = core.configuration
+    const heard = new Set(core.progress().flatMap(({ peer, isActive }) => (isActive ? [peer] : [])))
+    const live = core.role === 'leader' ? voters.filter((voter) => voter === member || heard.has(voter)).length : null
+    const members = { voters: voters.map(nodeOf), learners: learners.map(nodeOf), live }
     const receiving = this.snapshots.receiving(group) ?? null
-    return { group, ...status, leader: leader === null ? null : nodeOf(leader), appliedIndex, receiving }
+    return { group, ...status, leader: leader === null ? null : nodeOf(leader), appliedIndex, ...members, receiving }
   }
 
   /** Stops the groups and writes what is applied. The folder stays open. */

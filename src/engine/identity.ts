@@ -14,6 +14,8 @@ import type { Database, DatabaseBatch } from './database.js'
 const identityKey = Buffer.from([0x00])
 const mapKey = Buffer.from([0x00, 0x01])
 const replicaPrefix = [0x00, 0x02]
+const entranceKey = Buffer.from([0x00, 0x03])
+const bindingPrefix = [0x00, 0x04]
 const identityVersion = 2
 const replicaVersion = 1
 
@@ -77,6 +79,47 @@ export function readMap(log: Database): Uint8Array | undefined {
 
 export function putMap(batch: DatabaseBatch, map: Uint8Array): void {
   batch.put(mapKey, map)
+}
+
+/** What a folder is still waiting for: the other founders' answers, or its place in the cluster map. */
+export interface Entrance {
+  readonly kind: 'founding' | 'joining'
+  /** The incarnation that the folder has, should it join. */
+  readonly incarnation: number
+}
+
+/** Undefined when the folder's node is, or was, in the map. */
+export function readEntrance(log: Database): Entrance | undefined {
+  const bytes = log.getSync(entranceKey)
+  if (bytes === undefined) return undefined
+  const reader = new Reader(bytes)
+  return { kind: reader.u8() === 1 ? 'founding' : 'joining', incarnation: reader.u32() }
+}
+
+export function putEntrance(batch: DatabaseBatch, entrance: Entrance | null): void {
+  if (entrance === null) batch.del(entranceKey)
+  else
+    batch.put(
+      entranceKey,
+      new Writer(5)
+        .u8(entrance.kind === 'founding' ? 1 : 2)
+        .u32(entrance.incarnation)
+        .finish(),
+    )
+}
+
+/** The number of the folder that another founder asked with. */
+export function readBinding(log: Database, founder: NodeId): number | undefined {
+  const bytes = log.getSync(bindingKey(founder))
+  return bytes === undefined ? undefined : new Reader(bytes).u32()
+}
+
+export function putBinding(batch: DatabaseBatch, founder: NodeId, incarnation: number): void {
+  batch.put(bindingKey(founder), new Writer(4).u32(incarnation).finish())
+}
+
+function bindingKey(founder: NodeId): Uint8Array {
+  return Buffer.concat([Buffer.from(bindingPrefix), Buffer.from(founder)])
 }
 
 function replicaKey(group: number): Uint8Array {

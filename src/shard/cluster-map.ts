@@ -47,8 +47,11 @@ export interface ClusterMap {
 
 /** What creates a cluster. Every founder is given the same. */
 export interface BootstrapOptions {
-  /** The founders: all nodes of the new cluster. */
-  readonly nodes: readonly ClusterNode[]
+  /**
+   * The founders. Without this list the node that is given these options founds the cluster alone, and others join it by their `seeds`. With it every founder gets the same list, and the cluster
+   * begins when all of them have met.
+   */
+  readonly nodes?: readonly ClusterNode[]
   /** How many Raft groups share the shards. Default: 2. */
   readonly groups?: number
   /** How many shards the key space is cut into. Default: 64. */
@@ -59,13 +62,16 @@ export interface BootstrapOptions {
   readonly name?: string
 }
 
+/** Bootstrap options with a list of founders. */
+export type FoundersOptions = BootstrapOptions & { readonly nodes: readonly ClusterNode[] }
+
 const maxGroups = 1024
 const maxShards = 4096
 const maxNodes = 256
 const maxReplicas = 7
 
 /** Makes the first map of a new cluster. Throws InvalidArgumentError. */
-export function makeClusterMap(options: BootstrapOptions): ClusterMap {
+export function makeClusterMap(options: FoundersOptions): ClusterMap {
   const { nodes, groups: groupCount = 2, shards = 64, replicas = 3, name = 'quorate' } = options
   wholeNumber('groups', groupCount, 1, maxGroups)
   wholeNumber('shards', shards, groupCount, maxShards)
@@ -179,6 +185,13 @@ export class Router implements Ownership {
     for (const id of [...this.#heardAt.keys()]) if (before.get(id)?.address !== this.#nodes.get(id)?.address) this.#heardAt.delete(id)
     for (const listener of this.#listeners) listener()
     return true
+  }
+
+  /** Takes the map of another cluster: this node has none of its own yet. */
+  replace(map: ClusterMap): void {
+    this.#heardAt.clear()
+    this.#take(map)
+    for (const listener of this.#listeners) listener()
   }
 
   /** Called after each update. */

@@ -57,6 +57,8 @@ export interface DispatcherOptions {
   readonly maxWaitingBytes: number
   /** A node said that it does not have a group that it should have by the map: the map may be old. */
   readonly onWrongGroup?: (() => void) | undefined
+  /** Sends nothing before `release`: the node is not in its cluster yet. Default false. */
+  readonly isHeld?: boolean | undefined
 }
 
 interface Attempt {
@@ -97,10 +99,12 @@ export class Dispatcher {
   #flushScheduled = false
   #cancelSweep: Cancel | null = null
   #closed = false
+  #isHeld: boolean
 
   constructor(options: DispatcherOptions) {
     const { runtime, messenger } = options
     this.#options = options
+    this.#isHeld = options.isHeld ?? false
     this.#session = runtime.randomBytes(sessionIdBytes)
     this.#nextRequestId = Buffer.from(runtime.randomBytes(6)).readUIntBE(0, 6)
     messenger.onMessage(Channel.kvReply, (_from, body) => {
@@ -173,10 +177,16 @@ export class Dispatcher {
     this.#options.runtime.defer(() => {
       this.#flushScheduled = false
       if (this.#closed) return
-      for (const route of this.#routes.values()) if (route.ready) this.#flushRoute(route)
+      if (!this.#isHeld) for (const route of this.#routes.values()) if (route.ready) this.#flushRoute(route)
       this.#options.messenger.flush()
       this.#scheduleSweep()
     })
+  }
+
+  /** Begins to send. */
+  release(): void {
+    this.#isHeld = false
+    this.#scheduleFlush()
   }
 
   #flushRoute(route: GroupRoute): void {

@@ -131,6 +131,11 @@ export class KvClient implements KV {
     this.#dispatcher.onPeerConnected(node)
   }
 
+  /** Begins to send what waits: the node is in its cluster. */
+  release(): void {
+    this.#dispatcher.release()
+  }
+
   /** Rejects what still waits: ClosedError, or OutcomeUnknownError for writes under way. Idempotent. */
   close(): void {
     this.#dispatcher.close()

@@ -35,12 +35,14 @@ export interface MapKeeperOptions {
   /** Addresses to ask besides those of the map: seeds, founders. */
   readonly hints: readonly Address[]
   /** Null for a client. */
-  readonly self: Self | null
+  readonly self: (() => Self) | null
   /** The map as this node's own replica of the meta group has it; undefined without one. */
   readonly local: () => ValueRecord | undefined
   /** Puts the map into the node's folder. */
   readonly store: (encoded: Uint8Array) => Promise<void>
   readonly refreshIntervalMs: number
+  /** The folder does not take the map. */
+  readonly onFailure?: (error: unknown) => void
 }
 
 const askTimeoutMs = 500
@@ -103,7 +105,8 @@ export class MapKeeper {
   /** Everywhere a node of the cluster may be, this one left out. */
   #addresses(): Address[] {
     const { router, hints, self, messenger } = this.#options
-    const all = new Set(router.map.nodes.flatMap(({ id, address }) => (id === self?.nodeId ? [] : [router.addressOf(id) ?? address, address])))
+    const own = self?.().nodeId
+    const all = new Set(router.map.nodes.flatMap(({ id, address }) => (id === own ? [] : [router.addressOf(id) ?? address, address])))
     for (const hint of hints) all.add(hint)
     all.delete(messenger.address)
     return [...all]
@@ -132,14 +135,14 @@ export class MapKeeper {
     const { router, self } = this.#options
     const { epoch } = router.map
     const map = epoch > theirEpoch ? encodeClusterMap(router.map) : nothing
-    return encodeIntroduction({ nodeId: '', incarnation: 0, address: '', ...self, epoch, map })
+    return encodeIntroduction({ nodeId: '', incarnation: 0, address: '', ...self?.(), epoch, map })
   }
 
   #meet({ nodeId, incarnation, address, epoch, map }: Introduction): void {
     const { router, self } = this.#options
     if (map.length > 0) this.#take(map)
     else if (epoch > router.map.epoch) this.refreshSoon()
-    if (nodeId !== self?.nodeId && router.node(nodeId)?.incarnation === incarnation) router.heard(nodeId, address)
+    if (nodeId !== self?.().nodeId && router.node(nodeId)?.incarnation === incarnation) router.heard(nodeId, address)
   }
 
   /** Takes a map that was found somewhere, if it is later than the own one. Throws CorruptionError when it is none. */
@@ -147,7 +150,10 @@ export class MapKeeper {
     const map = decodeClusterMap(encoded)
     if (!this.#options.router.update(map) || this.#closed) return
     const bytes = Buffer.from(encoded)
-    this.#storing = this.#storing.then(() => this.#options.store(bytes))
+    this.#storing = this.#storing
+      .then(() => this.#options.store(bytes))
+      // The disk is sick: the node says so itself, and a map that is only in memory does no harm.
+      .catch((error: unknown) => this.#options.onFailure?.(error))
   }
 
   /** The latest map, linearizably. Rejects like a read of the store. */

@@ -7,6 +7,7 @@ import {
   checkNodeId,
   decodeClusterMap,
   encodeClusterMap,
+  type FoundersOptions,
   makeClusterMap,
   Router,
   withNode,
@@ -16,7 +17,7 @@ import { newSeed } from '../support/seed.js'
 
 const nodesOf = (count: number) => Array.from({ length: count }, (_, at) => ({ id: `n${at + 1}`, address: `127.0.0.1:${7001 + at}` }))
 
-const options: fc.Arbitrary<BootstrapOptions> = fc
+const options: fc.Arbitrary<FoundersOptions> = fc
   .record({
     count: fc.integer({ min: 1, max: 12 }),
     groups: fc.integer({ min: 1, max: 20 }),

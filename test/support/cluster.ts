@@ -41,7 +41,7 @@ export class TestCluster {
   }
 
   get members(): readonly ClusterNode[] {
-    return this.bootstrap.nodes
+    return this.bootstrap.nodes ?? []
   }
 
   get addresses(): string[] {

@@ -171,7 +171,15 @@ export class NodeProcess {
 }
 
 function goneStatus(id: string): ProcessStatus {
-  return { id, role: 'member', clusterId: '', groups: [], failure: { name: 'Gone', code: 'GONE', message: 'the process does not run' }, logWrites: 0 }
+  return {
+    id,
+    role: 'member',
+    state: 'member',
+    clusterId: '',
+    groups: [],
+    failure: { name: 'Gone', code: 'GONE', message: 'the process does not run' },
+    logWrites: 0,
+  }
 }
 
 function describe(error: unknown): ErrorNote {
