@@ -23,6 +23,7 @@ export {
   toKv,
 } from './mapreduce/index.js'
 export { type ClientOptions, type MemberOptions, Node, type NodeEvents, type NodeOptions, type NodeStatus, openNode } from './node.js'
+export type { Administration } from './shard/administration.js'
 export type { BootstrapOptions, ClusterNode } from './shard/cluster-map.js'
 export type { Refusal } from './transport/messenger.js'
 export type { Address, FrameHandler, PeerState, PeerStateHandler, Transport } from './transport/transport.js'

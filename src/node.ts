@@ -14,6 +14,7 @@ import { defaultTuning, type EngineTuning, type GroupStatus } from './engine/eng
 import type { KV } from './engine/kv.js'
 import { createLocks, type Locks, type LocksOptions, type NamedLock } from './lock/index.js'
 import { type JobHandle, type JobOptions, type JobOutput, JobRunner } from './mapreduce/index.js'
+import { Administration } from './shard/administration.js'
 import { type BootstrapOptions, type ClusterNode, Router } from './shard/cluster-map.js'
 import { KvClient } from './shard/kv-client.js'
 import { MapKeeper } from './shard/map-keeper.js'
@@ -158,7 +159,7 @@ async function openMember(options: MemberOptions): Promise<Node> {
     const tasks = { jobs, temporaryFolder: join(location, 'temporary'), ...(workers === undefined ? {} : { workers }) }
     const opened = member
     node = makeNode(
-      { id: nodeId, role: 'member', router, messenger, client, member, closers: [() => opened.close(), letGo], tasks },
+      { id: nodeId, role: 'member', router, messenger, client, keeper: member.keeper, member, closers: [() => opened.close(), letGo], tasks },
       options,
       runtime,
     )
@@ -206,7 +207,7 @@ async function openClient(options: ClientOptions): Promise<Node> {
     closers.unshift(() => keeper.close())
     keeper.start()
     const tasks = { jobs: {}, temporaryFolder: tmpdir(), workers: 0 }
-    return makeNode({ id: nodeId, role: 'client', router, messenger, client, member: null, closers, tasks }, options, runtime)
+    return makeNode({ id: nodeId, role: 'client', router, messenger, client, keeper, member: null, closers, tasks }, options, runtime)
   } catch (error) {
     // Why it could not be opened says more than what went wrong after that.
     await closeAll(closers).catch(() => {})
@@ -220,6 +221,7 @@ interface Foundation {
   readonly router: Router
   readonly messenger: Messenger
   readonly client: KvClient
+  readonly keeper: MapKeeper
   /** Null for a client. */
   readonly member: Member | null
   readonly tasks: { readonly jobs: Readonly<Record<string, URL>>; readonly temporaryFolder: string; readonly workers?: number }
@@ -230,6 +232,7 @@ interface Foundation {
 interface NodeParts extends Foundation {
   readonly locks: Locks
   readonly runner: JobRunner
+  readonly cluster: Administration
 }
 
 /** The nodes that may work for jobs, and where they are. */
@@ -244,7 +247,9 @@ function makeNode(foundation: Foundation, options: CommonOptions, runtime: Runti
   closers.unshift(() => locks.close())
   const runner = new JobRunner({ messenger, kv: client, nodeId, peers: () => peersOf(router), runtime, ...tasks })
   closers.unshift(() => runner.close())
-  return new Node({ ...foundation, locks, runner })
+  const { requestTimeoutMs = 10_000 } = options
+  const cluster = new Administration({ runtime, messenger, router, keeper: foundation.keeper, requestTimeoutMs })
+  return new Node({ ...foundation, locks, runner, cluster })
 }
 
 /** One embedded node. Made by `openNode`. */
@@ -254,6 +259,8 @@ export class Node extends EventEmitter<NodeEvents> {
   readonly kv: KV
   /** Locks on that store; `lock(name)` is the short way. */
   readonly locks: Locks
+  /** Who is in the cluster, and changes of that. */
+  readonly cluster: Administration
   readonly #parts: NodeParts
   #failure: unknown = null
   #closing: Promise<void> | null = null
@@ -265,6 +272,7 @@ export class Node extends EventEmitter<NodeEvents> {
     this.id = parts.id
     this.kv = parts.client
     this.locks = parts.locks
+    this.cluster = parts.cluster
   }
 
   /**

@@ -167,6 +167,8 @@ export class Router implements Ownership {
   #members = new Map<number, readonly NodeId[]>()
   /** Where nodes were heard that the map has elsewhere: they have moved, and the map does not say so yet. */
   readonly #heardAt = new Map<NodeId, Address>()
+  /** Where nodes were that the map has no more: a group can let go of them only while it reaches them. */
+  readonly #former = new Map<NodeId, Address>()
   readonly #listeners: (() => void)[] = []
 
   constructor(map: ClusterMap) {
@@ -191,6 +193,7 @@ export class Router implements Ownership {
   replace(map: ClusterMap): void {
     this.#heardAt.clear()
     this.#take(map)
+    this.#former.clear()
     for (const listener of this.#listeners) listener()
   }
 
@@ -202,7 +205,9 @@ export class Router implements Ownership {
   #take(map: ClusterMap): void {
     this.#map = map
     this.#dataGroups = map.groups.map(({ id }) => id).filter((id) => id !== metaGroup)
+    const before = this.#nodes
     this.#nodes = new Map(map.nodes.map((node) => [node.id, node]))
+    for (const { id, address } of before.values()) if (!this.#nodes.has(id)) this.#former.set(id, this.#heardAt.get(id) ?? address)
     this.#members = new Map(map.groups.map(({ id, members }) => [id, members]))
     this.#shardsOf.clear()
     for (let shard = 0; shard < map.shards; shard++) {
@@ -249,7 +254,7 @@ export class Router implements Ownership {
   }
 
   addressOf(id: NodeId): Address | undefined {
-    return this.#heardAt.get(id) ?? this.#nodes.get(id)?.address
+    return this.#heardAt.get(id) ?? this.#nodes.get(id)?.address ?? this.#former.get(id)
   }
 
   nodeAt(address: Address): NodeId | undefined {

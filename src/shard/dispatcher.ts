@@ -119,7 +119,8 @@ export class Dispatcher {
     const { runtime, router } = this.#options
     const members = () => router.membersOf(group)
     const nodes = () => router.map.nodes.map(({ id }) => id)
-    const route = new GroupRoute({ group, members, nodes, runtime, onReady: () => this.#scheduleFlush() })
+    const isKnown = (node: NodeId) => router.addressOf(node) !== undefined
+    const route = new GroupRoute({ group, members, nodes, isKnown, runtime, onReady: () => this.#scheduleFlush() })
     this.#routes.set(group, route)
     return route
   }

@@ -24,6 +24,8 @@ export interface GroupRouteOptions {
   readonly members: () => readonly NodeId[]
   /** Every node that there is. */
   readonly nodes: () => readonly NodeId[]
+  /** Whether it is known where a node is: the leader may be one that the map has no more. */
+  readonly isKnown: (node: NodeId) => boolean
   readonly runtime: Runtime
   /** A pause is over: what waits can be sent. */
   readonly onReady: () => void
@@ -128,7 +130,7 @@ export class GroupRoute {
   /** `from` is not the leader; it may know who is. */
   redirect(from: NodeId, hint: NodeId): void {
     if (this.#hasLeft(from)) return
-    if (hint === '' || hint === from || this.#isLost(hint) || !this.#options.nodes().includes(hint)) return this.abandon(from)
+    if (hint === '' || hint === from || this.#isLost(hint) || !this.#options.isKnown(hint)) return this.abandon(from)
     this.#leader = hint
     // Nodes that name one another must not send us round in circles.
     if (++this.#hops > maxHops) this.backOff()

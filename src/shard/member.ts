@@ -21,6 +21,7 @@ import { checkIdentity, type Identity, type ReplicaRecord } from '../engine/iden
 import { KvService } from '../engine/kv-service.js'
 import { Messenger, type Refusal } from '../transport/messenger.js'
 import type { Address, Transport } from '../transport/transport.js'
+import { handOver, serveTransfers } from './administration.js'
 import {
   type BootstrapOptions,
   type ClusterMap,
@@ -177,6 +178,7 @@ export class Member {
       if (this.#entrance === 'founding') throw new UnavailableError(`node ${this.nodeId} waits for the other founders`)
       return answer()
     }
+    serveTransfers(messenger, engine.host)
     messenger.handle('found', (from, request) => bindings.answer(from.address, request))
     messenger.handle('describe', () => whenEntered(() => encodeClusterMap(router.map)))
     messenger.handle('introduce', (_from, request) => whenEntered(() => this.keeper.answer(request)))
@@ -260,7 +262,9 @@ export class Member {
   async close(): Promise<void> {
     this.#founding.abort(new ClosedError('the node is closed'))
     this.#reconciler.close()
+    const { runtime, tuning } = this.#settings
     const steps = [
+      () => handOver(this.engine.host, runtime, 2 * tuning.electionTimeoutMs),
       () => this.client.close(),
       () => this.keeper.close(),
       () => this.#entering,

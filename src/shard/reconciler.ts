@@ -121,10 +121,18 @@ export class Reconciler {
       this.#orphans.delete(replica.group)
       const wanted = router.membersOf(replica.group)
       const isWell = isAsWanted(replica.core.configuration, wanted) && replica.core.progress().every(({ isActive }) => isActive)
+      if (!wanted.includes(this.#options.nodeId)) this.#handOn(replica, wanted)
       if (isWell) this.#cares.delete(replica.group)
       else if (this.#lookAfter(this.#careOf(replica), wanted)) isBusy = true
     }
     this.#schedule(isBusy ? busyIntervalMs : intervalMs * (0.75 + runtime.random() / 2))
+  }
+
+  /** A leader that should not hold the group hands it to one that should, if it can: those who ask for the group look there. */
+  #handOn(replica: Replica, wanted: readonly NodeId[]): void {
+    const { core } = replica
+    const next = core.progress().find(({ peer, isActive }) => isActive && wanted.includes(nodeOf(peer)) && core.configuration.voters.includes(peer))
+    if (next !== undefined) void replica.transfer(next.peer)
   }
 
   #careOf(replica: Replica): Care {
