@@ -160,7 +160,7 @@ describe('data folders', function () {
   it('hazard E1.35: nonsense in the options is refused at the start, with the reason', async () => {
     const [node] = cluster.nodes as [NodeProcess]
     const { bootstrap } = node.options
-    const nodes = bootstrap!.nodes
+    const nodes = bootstrap!.nodes!
     const fresh = (changes: Partial<NodeProcess['options']>) => refusal(second(node, { location: join(cluster.folder, 'fresh'), ...changes }))
     const cases: Partial<NodeProcess['options']>[] = [
       { bootstrap: { nodes: [...nodes, nodes[0]!] } },
