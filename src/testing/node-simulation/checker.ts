@@ -162,16 +162,17 @@ export class NodeInvariants {
   }
 
   /**
-   * Whether the groups can do without what this node has stored: no group is in the midst of a change or has another voter without its log, and the rest of the voters of each is a majority.
-   * More than that no group promises to survive.
+   * Whether the groups can do without what this node has stored: no group is in the midst of a change, or has one before it, or another voter without its log, and the rest of the voters of each is
+   * a majority. More than that no group promises to survive.
    */
-  canLose(node: string): boolean {
+  canLose(node: string, wanted: (group: number) => readonly string[]): boolean {
     for (const [group, { configuration }] of this.#groups) {
       if (configuration === null || configuration.votersOutgoing.length > 0) return false
       const { voters, learners } = configuration
+      if (learners.length > 0 || voters.map(nodeOf).sort().join() !== [...wanted(group)].sort().join()) return false
       const whole = voters.filter((voter) => this.isWhole(voter, group))
       if (whole.length < voters.length) return false
-      if (![...voters, ...learners].some((member) => nodeOf(member) === node)) continue
+      if (!voters.some((voter) => nodeOf(voter) === node)) continue
       if (whole.filter((voter) => nodeOf(voter) !== node).length * 2 <= voters.length) return false
     }
     return true

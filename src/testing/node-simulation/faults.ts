@@ -4,6 +4,7 @@
  * Invariants: 1. each fault undoes only what it did; 2. after `stop` none begins or ends any more: whoever heals undoes what lasts.
  */
 import type { Replica } from '../../engine/replica.js'
+import type { ClusterMap } from '../../shard/cluster-map.js'
 import type { NodeInvariants } from './checker.js'
 import type { SimulatedNetwork } from './network.js'
 import type { PlannedFault } from './plan.js'
@@ -14,6 +15,8 @@ export interface FaultTargets {
   readonly world: World
   readonly network: SimulatedNetwork
   readonly checker: NodeInvariants
+  /** The cluster map, as far as it is committed. */
+  map(): ClusterMap
   /** Nodes with data, spare ones last. */
   readonly members: readonly SimulatedNode[]
   /** The replicas of a node's present life. */
@@ -24,9 +27,13 @@ export interface FaultTargets {
   trace(node: string, event: string, detail?: string): void
 }
 
+const changePatienceUs = 5_000_000
+
 export class NodeFaults {
   readonly #targets: FaultTargets
   #stopped = false
+  /** Until then a change of members may be under way that nobody sees yet. */
+  #quietUntilUs = 0
 
   constructor(targets: FaultTargets, faults: readonly PlannedFault[]) {
     this.#targets = targets
@@ -193,12 +200,18 @@ export class NodeFaults {
 
   /** The node's disk loses something: only where the groups can do without, since no more is promised. */
   #loseData(node: SimulatedNode, durationUs: number, lose: () => void): void {
-    const { checker, count } = this.#targets
-    if (node.life === 0 || !checker.canLose(node.name)) return
+    const { count } = this.#targets
+    if (node.life === 0 || !this.#canLose(node)) return
     node.crash(true)
     lose()
     count('data-lost')
     this.#restartAfter(node, durationUs)
+  }
+
+  #canLose(node: SimulatedNode): boolean {
+    const { checker, world, map } = this.#targets
+    const { groups } = map()
+    return world.nowUs >= this.#quietUntilUs && checker.canLose(node.name, (group) => groups.find(({ id }) => id === group)?.members ?? [])
   }
 
   /** A record of a group's log is damaged or gone: its replica can never be trusted again. */
@@ -214,10 +227,12 @@ export class NodeFaults {
 
   /** Somebody asks for a node to go, or for another in its place. The node itself may go on, and not know. */
   #changeMembers(target: SimulatedNode, { kind, amount }: PlannedFault): void {
-    const { members, checker } = this.#targets
+    const { members, world } = this.#targets
     const asker = members[amount % members.length]!
     const { node, process } = asker
-    if (node === null || process === null || target.life === 0 || !checker.canLose(target.name)) return
+    if (node === null || process === null || target.life === 0 || !this.#canLose(target)) return
+    // Asked for is not done, and what was asked for by one who died since may be done late.
+    this.#quietUntilUs = world.nowUs + changePatienceUs
     const other = members[(amount >>> 8) % members.length]!
     process.complete(0, () => {
       const { cluster } = node as unknown as {

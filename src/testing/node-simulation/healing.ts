@@ -6,12 +6,11 @@
  * that was committed must be there again.
  */
 
-import { fromLatin1, toLatin1 } from '../../base/bytes.js'
+import { toLatin1 } from '../../base/bytes.js'
 import { metaGroup, shardOf } from '../../engine/command.js'
 import { nodeOf } from '../../engine/identity.js'
 import type { Replica } from '../../engine/replica.js'
-import { type ClusterMap, decodeClusterMap } from '../../shard/cluster-map.js'
-import { mapKey } from '../../shard/map-keeper.js'
+import type { ClusterMap } from '../../shard/cluster-map.js'
 import type { History, Operation } from '../history.js'
 import { checkHistory } from '../history-checker.js'
 import type { NodeInvariants } from './checker.js'
@@ -32,7 +31,8 @@ export interface HealingEnvironment {
   readonly checker: NodeInvariants
   readonly workload: NodeWorkload
   readonly history: History
-  readonly foundingMap: ClusterMap
+  /** The cluster map, as far as it is committed. */
+  map(): ClusterMap
   /** The replicas of a node's present life. */
   replicas(node: SimulatedNode): readonly Replica[]
   trace(node: string, event: string, detail?: string): void
@@ -185,21 +185,15 @@ export class NodeHealing {
     if (!(await this.#eventually(() => this.#converged()))) this.#fail('R18', 'the replicas did not converge long after the last fault')
   }
 
-  /** What the cluster map says in the end. */
-  #map(): ClusterMap {
-    const stored = this.#environment.checker.group(metaGroup).reference.values.get(mapKey.toString('utf8'))
-    return stored === undefined ? this.#environment.foundingMap : decodeClusterMap(fromLatin1(stored.value))
-  }
-
   /** The nodes that the cluster knows, and those that only ask it. */
   #askable(): readonly SimulatedNode[] {
-    const { nodes } = this.#map()
+    const { nodes } = this.#environment.map()
     return this.#environment.nodes.filter(({ name, role, isAbsent }) => !isAbsent && (role === 'client' || nodes.some(({ id }) => id === name)))
   }
 
   #converged(): boolean {
     const { checker, members } = this.#environment
-    const map = this.#map()
+    const map = this.#environment.map()
     for (const [group, { committed, configuration }] of checker.groups) {
       const wanted = map.groups.find(({ id }) => id === group)?.members ?? []
       if (configuration === null || configuration.votersOutgoing.length > 0 || configuration.learners.length > 0) return false
@@ -333,7 +327,7 @@ export class NodeHealing {
         return `${member.name} ${member.isAbsent ? 'absent' : member.state}: ${groups.join('; ')}`
       })
       .concat([...checker.groups].map(([group, { configuration }]) => `group ${group}: ${JSON.stringify(configuration)}`))
-      .concat(JSON.stringify(this.#map().groups))
+      .concat(JSON.stringify(this.#environment.map().groups))
       .join('\n')
   }
 }

@@ -5,9 +5,12 @@
  * classes of the product.
  */
 
+import { fromLatin1 } from '../../base/bytes.js'
+import { metaGroup } from '../../engine/command.js'
 import type { KeyValue, ReadPosition } from '../../engine/kv.js'
 import type { Replica } from '../../engine/replica.js'
-import { type ClusterMap, makeClusterMap } from '../../shard/cluster-map.js'
+import { type ClusterMap, decodeClusterMap, makeClusterMap } from '../../shard/cluster-map.js'
+import { mapKey } from '../../shard/map-keeper.js'
 import { History } from '../history.js'
 import { InvariantViolation } from '../simulation/invariants.js'
 import { NodeInvariants } from './checker.js'
@@ -163,6 +166,12 @@ class NodeSimulation {
     return known?.life === node.life && node.state !== 'down' ? known.replicas.filter(({ stopped }) => !stopped) : []
   }
 
+  /** The cluster map, as far as it is committed: the founders' until somebody has changed it. */
+  readonly map = (): ClusterMap => {
+    const stored = this.checker.group(metaGroup).reference.values.get(mapKey.toString('utf8'))
+    return stored === undefined ? this.foundingMap : decodeClusterMap(fromLatin1(stored.value))
+  }
+
   readonly count = (fault: string): void => {
     this.faults[fault] = (this.faults[fault] ?? 0) + 1
   }
@@ -206,7 +215,7 @@ class NodeSimulation {
       checker: this.checker,
       workload,
       history: this.history,
-      foundingMap: this.foundingMap,
+      map: this.map,
       replicas: this.replicas,
       trace: this.trace,
     }).run()
