@@ -7,7 +7,7 @@
 import { join } from 'node:path'
 import { RefusedError } from '../base/errors.js'
 import type { NodeId } from '../raft/types.js'
-import type { Database, OpenDatabase } from './database.js'
+import type { Database, DatabaseBatch, OpenDatabase } from './database.js'
 import {
   checkIdentity,
   deleteReplica,
@@ -59,6 +59,18 @@ export class DataFolder {
     return log
   }
 
+  /** Told when a write fails: what is on disk is unknown from then on, and the node must not go on. */
+  onFailure: (error: unknown) => void = () => {}
+
+  async #write(batch: DatabaseBatch): Promise<void> {
+    try {
+      await batch.write({ sync: true })
+    } catch (error) {
+      this.onFailure(error)
+      throw error
+    }
+  }
+
   /** Makes the folder that of a node, with the cluster map and the replicas that it begins with. `entrance`: what it has to wait for before it takes part. */
   async claim(identity: Identity, map: Uint8Array, replicas: readonly ReplicaRecord[], entrance: Entrance | null = null): Promise<void> {
     const batch = this.log.batch()
@@ -66,10 +78,10 @@ export class DataFolder {
     putMap(batch, map)
     putEntrance(batch, entrance)
     for (const replica of replicas) putReplica(batch, replica)
-    await batch.write({ sync: true })
+    await this.#write(batch)
     const stateBatch = this.state.batch()
     putIdentity(stateBatch, identity)
-    await stateBatch.write({ sync: true })
+    await this.#write(stateBatch)
   }
 
   /** What the node still has to wait for; undefined when it takes part. */
@@ -81,7 +93,7 @@ export class DataFolder {
   async entered(): Promise<void> {
     const batch = this.log.batch()
     putEntrance(batch, null)
-    await batch.write({ sync: true })
+    await this.#write(batch)
   }
 
   binding(founder: NodeId): number | undefined {
@@ -91,7 +103,7 @@ export class DataFolder {
   async bind(founder: NodeId, incarnation: number): Promise<void> {
     const batch = this.log.batch()
     putBinding(batch, founder, incarnation)
-    await batch.write({ sync: true })
+    await this.#write(batch)
   }
 
   /** The last cluster map that was stored, encoded. */
@@ -102,7 +114,7 @@ export class DataFolder {
   async storeMap(map: Uint8Array): Promise<void> {
     const batch = this.log.batch()
     putMap(batch, map)
-    await batch.write({ sync: true })
+    await this.#write(batch)
   }
 
   replicas(): Promise<ReplicaRecord[]> {
@@ -112,13 +124,13 @@ export class DataFolder {
   async storeReplica(record: ReplicaRecord): Promise<void> {
     const batch = this.log.batch()
     putReplica(batch, record)
-    await batch.write({ sync: true })
+    await this.#write(batch)
   }
 
   async forgetReplica(group: number): Promise<void> {
     const batch = this.log.batch()
     deleteReplica(batch, group)
-    await batch.write({ sync: true })
+    await this.#write(batch)
   }
 
   async close(): Promise<void> {

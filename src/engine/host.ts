@@ -15,7 +15,7 @@ import type { Cancel, Runtime } from '../base/runtime.js'
 import { decodeMessage, encodeMessage } from '../raft/message-codec.js'
 import { mergeWork } from '../raft/persistence.js'
 import type { Message, MessageAfterPersist, NodeId, PersistWork, Role } from '../raft/types.js'
-import { Channel, type MessengerFace } from '../transport/messenger.js'
+import { Channel, type MessengerFace, type Sender } from '../transport/messenger.js'
 import type { Address } from '../transport/transport.js'
 import { lifeOf, memberId, nodeOf } from './identity.js'
 import { Liveness } from './liveness.js'
@@ -34,6 +34,8 @@ export interface HostOptions {
   /** Role, term or leader of a replica changed. */
   readonly onStatus: (replica: Replica) => void
 }
+
+const maxDeparted = 64
 
 /** What a replica's host keeps about it. */
 interface Member {
@@ -61,6 +63,8 @@ export class Host {
   readonly #members = new Map<number, Member>()
   /** What this cycle has for each peer. */
   readonly #bundles = new Map<Address, Writer>()
+  /** Where nodes were heard that are not in the cluster's map any more. */
+  readonly #departed = new Map<NodeId, Address>()
   readonly #names = new MemberNames()
   readonly #liveness: Liveness
   #dirty: Member[] = []
@@ -85,7 +89,7 @@ export class Host {
       beat: (node) => this.#beat(node),
       onSilent: (node) => this.peerLost(node),
     })
-    options.messenger.onMessage(Channel.raft, (from, body) => this.#receive(from.nodeId, body))
+    options.messenger.onMessage(Channel.raft, (from, body) => this.#receive(from, body))
   }
 
   add(replica: Replica): void {
@@ -130,10 +134,11 @@ export class Host {
     })
   }
 
-  #receive(from: NodeId, body: Uint8Array): void {
+  #receive({ nodeId: from, address }: Sender, body: Uint8Array): void {
     if (this.#stopped) return
     const nowMs = this.#options.runtime.nowMs()
     this.#liveness.heard(from, nowMs)
+    if (this.#options.addressOf(from) === undefined) this.#rememberDeparted(from, address)
     const reader = new Reader(body)
     while (reader.remaining > 0) {
       const member = this.#members.get(reader.varint())
@@ -143,6 +148,12 @@ export class Host {
       // Meant for an earlier replica of this node: this one has never said what the sender believes of it.
       if (member !== undefined && !member.replica.stopped && member.replica.life === receiverLife) this.#deliver(member, message, nowMs)
     }
+  }
+
+  /** A node that left the cluster's map takes part in its groups until their configurations leave it out, and may be needed until then. */
+  #rememberDeparted(node: NodeId, address: Address): void {
+    if (this.#departed.size >= maxDeparted && !this.#departed.has(node)) this.#departed.clear()
+    this.#departed.set(node, address)
   }
 
   #deliver({ replica }: Member, message: Message, nowMs: number): void {
@@ -327,7 +338,8 @@ export class Host {
   }
 
   #send(replica: Replica, message: Message): void {
-    const address = this.#options.addressOf(nodeOf(message.to))
+    const node = nodeOf(message.to)
+    const address = this.#options.addressOf(node) ?? this.#departed.get(node)
     if (address === undefined) return
     let bundle = this.#bundles.get(address)
     if (bundle === undefined) {

@@ -126,8 +126,9 @@ export class Lives {
     await this.#options.stop(doomed.group)
   }
 
-  async #finishDestroying(place: Place, { group }: ReplicaRecord): Promise<void> {
-    if (this.#closed) return
+  async #finishDestroying(place: Place, { group, life }: ReplicaRecord): Promise<void> {
+    // Whoever prepared the next replica meanwhile has destroyed this one first, and what is stored now is the next one's.
+    if (this.#closed || place.record?.life !== life || !place.record.isDoomed) return
     await this.#options.deleteData(group)
     if (this.#closed) return
     await this.#options.folder.forgetReplica(group)

@@ -97,6 +97,7 @@ export class Member {
     if (id !== undefined) checkNodeId(id)
     const listed = bootstrap?.nodes === undefined ? undefined : makeClusterMap({ ...bootstrap, nodes: bootstrap.nodes })
     const folder = await DataFolder.open(location, settings.openDatabase, tuning.cacheBytes)
+    folder.onFailure = onFailure
     let messenger: Messenger | null = null
     let engine: Engine | null = null
     try {

@@ -197,4 +197,23 @@ describe('hazards between core, host and state machine', () => {
         await fixture.close()
       }
     }))
+
+  it('hazard D8.62: a replica that is prepared while the one before it is being destroyed keeps its log', () =>
+    withFolder(async (folder) => {
+      const fixture = new EngineFixture(folder)
+      const groups = [1, 2].map((id) => ({ id, members: ['a', 'b', 'c'] }))
+      await fixture.open({}, groups)
+      // The next one is asked for in the very moment in which the old one is doomed and not yet gone.
+      const { lives } = fixture.engine
+      const [, life] = await Promise.all([lives.destroy(2, 0), lives.prepare(2)])
+      expect(life).to.not.equal(0)
+      try {
+        // In turn with all that is still to be done for the group.
+        expect(await lives.prepare(2)).to.equal(life)
+        const replica = fixture.engine.host.replica(2)
+        expect([replica?.life, replica?.stopped]).to.deep.equal([life, false])
+      } finally {
+        await fixture.close()
+      }
+    }))
 })

@@ -4,6 +4,7 @@
  *
  * Numbers in the descriptions are rows of the hazards catalogue.
  */
+import { CorruptionError } from '../../base/errors.js'
 import type { DatabaseBatch, DatabaseIterator, DatabaseRange } from '../../engine/database.js'
 import { KvMachine } from '../../engine/kv-machine.js'
 import { LogStore } from '../../engine/log-store.js'
@@ -11,8 +12,10 @@ import { Replica } from '../../engine/replica.js'
 import { StateStore } from '../../engine/state-store.js'
 import { RaftCore } from '../../raft/core.js'
 import type { MessageNow } from '../../raft/types.js'
+import { Bindings } from '../../shard/founding.js'
 import { SimulatedDatabase } from './disk.js'
 import type { Seams } from './seams.js'
+import { SimulatedProcess } from './world.js'
 
 export interface NodeMutation {
   readonly name: string
@@ -311,5 +314,47 @@ export const nodeMutations: readonly NodeMutation[] = [
     name: 'state-not-synced',
     description: 'The state is written without sync, and the log cut by it all the same (D1.10)',
     plant: (seams) => changedBatches(seams, 'state', (batch) => ({ write: () => batch.write({ sync: false }) })),
+  },
+  {
+    name: 'wiped-founder-votes',
+    description: 'A founder that lost its folder comes back as who it was (p5, D5.45)',
+    plant: (seams) => {
+      seams.replace(Bindings, 'answer', (answer) => {
+        return async function (from, request) {
+          const answered = await answer.call(this, from, request)
+          // Bound: never heard of an earlier folder.
+          return answered.length === 1 ? answered : Uint8Array.of(0)
+        }
+      })
+    },
+  },
+  {
+    name: 'damaged-log-begun-anew',
+    description: 'A log that is damaged is begun anew under the same name (d5, D6)',
+    plant: (seams) => {
+      seams.replace(LogStore, 'load', (load) => {
+        return async function (group) {
+          try {
+            return await load.call(this, group)
+          } catch (error) {
+            if (!(error instanceof CorruptionError)) throw error
+            await this.remove(group)
+            return undefined
+          }
+        }
+      })
+    },
+  },
+  {
+    name: 'old-life-believed',
+    description: 'A replica that is made anew takes the name of the one before it (m6, D5.45)',
+    plant: (seams) => {
+      seams.replace(SimulatedProcess, 'randomBytes', (randomBytes) => {
+        // Lives are the only numbers of four bytes that the engine draws.
+        return function (length) {
+          return length === 4 ? Uint8Array.of(0, 0, 0, 7) : randomBytes.call(this, length)
+        }
+      })
+    },
   },
 ]

@@ -210,7 +210,7 @@ interface PlanShape {
 }
 
 /** Nodes join, lose their folders and leave only where the cluster layer brings its groups back to what is wanted. */
-const membershipChanges = false
+const membershipChanges = true
 const membershipFaults: readonly NodeFaultKind[] = ['wipe', 'damage-log', 'join', 'remove', 'replace']
 
 function drawFaults({ snapshots, seed, nodes, spareNodes, groups, faultyUs, electionTimeoutUs }: PlanShape): PlannedFault[] {
