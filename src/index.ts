@@ -25,5 +25,14 @@ export {
 export { type ClientOptions, type MemberOptions, Node, type NodeEvents, type NodeOptions, type NodeStatus, openNode } from './node.js'
 export type { Administration } from './shard/administration.js'
 export type { BootstrapOptions, ClusterNode } from './shard/cluster-map.js'
+export {
+  type FolderGroup,
+  type FolderInspection,
+  type FolderOptions,
+  inspectFolder,
+  type Recovery,
+  type RecoveryOptions,
+  recoverFromQuorumLoss,
+} from './shard/recovery.js'
 export type { Refusal } from './transport/messenger.js'
 export type { Address, FrameHandler, PeerState, PeerStateHandler, Transport } from './transport/transport.js'
