@@ -2,7 +2,9 @@
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { expect } from 'chai'
-import { type MemberOptions, type Node, openNode, RefusedError, UnavailableError } from '../../src/index.js'
+import { openLevel } from '../../src/engine/database.js'
+import { recordKey, recordsEnd } from '../../src/engine/log-records.js'
+import { CorruptionError, type MemberOptions, type Node, openNode, RefusedError, UnavailableError } from '../../src/index.js'
 import { tcp } from '../../src/transport/tcp.js'
 import { freePorts, withFolder } from '../support/folders.js'
 
@@ -137,6 +139,36 @@ describe('nodes that come and go', function () {
       // Now it counts.
       await site.close('a')
       for (const key of keys) expect((await wiped.kv.get(key))?.version, key).to.equal(2)
+    }))
+
+  it('hazards d5, d6: a replica whose log is damaged takes part in nothing, and is replaced by a new one that heals from the others', () =>
+    withSite(async (site) => {
+      const ids = ['a', 'b', 'c']
+      const list = await site.founders(...ids)
+      await Promise.all(ids.map((id) => site.open(id, list)))
+      const writer = site.node('a')
+      for (const key of keys) await writer.kv.put(key, 'v')
+      await site.close('c')
+      const log = await openLevel(join(site.location('c'), 'log'), { cacheBytes: 1024 * 1024, writeBufferBytes: 1024 * 1024 })
+      const records = log.iterate({ gte: recordKey(1, 0), lt: recordsEnd(1) })
+      const found = await records.nextv(1000)
+      await records.close()
+      expect(found.length).to.be.greaterThan(10)
+      const [key, value] = found[5]!
+      const damaged = Buffer.from(value)
+      damaged[damaged.length - 8]! ^= 1
+      const batch = log.batch()
+      batch.put(key, damaged)
+      await batch.write({ sync: true })
+      await log.close()
+      const c = await site.open('c', list)
+      expect(c.status().failure).to.be.instanceOf(CorruptionError)
+      const nodes = () => [...site.nodes.values()]
+      const hasNewReplica = () => c.status().groups.some(({ group, voters }) => group === 1 && voters.includes('c'))
+      await until(() => hasNewReplica() && isReplicatedOn(nodes(), ids))
+      await writer.kv.put(keys[0]!, 'w')
+      await site.close('a')
+      for (const [at, name] of keys.entries()) expect((await c.kv.get(name))?.version).to.equal(at === 0 ? 2 : 1)
     }))
 
   it('hazard p5: founders take part when all have met; one that is wiped before that is not taken for another', () =>
