@@ -2,8 +2,8 @@
  * How far a group's log is compacted: by size and by count.
  *
  * Invariants: 1. never beyond what the state holds durably; 2. a log over a limit is cut to half of it, so that a follower that was away for a moment still finds what it
- * lacks; 3. what live followers, or receivers of a snapshot, still need is kept longer, but not beyond twice the limit: one slow follower must not fill the
- * disk, it gets another snapshot (hazard D6.48); 4. a cut that frees little is not made: each one costs a write.
+ * lacks; 3. what live followers, or receivers of a snapshot, still need is kept longer, but not beyond twice the limit, or as much as the snapshot itself holds: one slow follower
+ * must not fill the disk, it gets another snapshot; and one that a large snapshot is sent to must find its log there afterwards, or it would be sent snapshots for ever (hazard D6.48); 4. a cut that frees little is not made: each one costs a write.
  */
 import type { LogTable } from './log-table.js'
 
@@ -20,6 +20,8 @@ export interface CompactionInput {
   readonly flushedIndex: number
   /** Entries after this index are still needed; infinity when nobody does. */
   readonly neededAfter: number
+  /** Bytes of the largest snapshot that is being sent, or was a short while ago; 0 for none. */
+  readonly snapshotBytes: number
   readonly limits: CompactionLimits
 }
 
@@ -30,11 +32,23 @@ export interface CompactionDecision {
   readonly flush: boolean
 }
 
-export function decideCompaction({ table, baseIndex, lastIndex, flushedIndex, neededAfter, limits }: CompactionInput): CompactionDecision {
+export function decideCompaction({
+  table,
+  baseIndex,
+  lastIndex,
+  flushedIndex,
+  neededAfter,
+  snapshotBytes,
+  limits,
+}: CompactionInput): CompactionDecision {
   const { maxBytes, maxEntries } = limits
   if (table.bytes <= maxBytes && lastIndex - baseIndex <= maxEntries) return { compactTo: null, flush: false }
   let wanted = Math.max(table.indexBeforeLast(maxBytes / 2), lastIndex - Math.floor(maxEntries / 2))
-  if (neededAfter < wanted) wanted = Math.max(neededAfter, table.indexBeforeLast(2 * maxBytes), lastIndex - 2 * maxEntries)
+  if (neededAfter < wanted) {
+    const keptBytes = Math.max(2 * maxBytes, snapshotBytes)
+    const keptEntries = Math.floor(maxEntries * (keptBytes / maxBytes))
+    wanted = Math.max(neededAfter, table.indexBeforeLast(keptBytes), lastIndex - keptEntries)
+  }
   const isMuch = (from: number, to: number) =>
     to > from && (to - from >= maxEntries / 8 || table.bytesBefore(to + 1) - table.bytesBefore(from + 1) >= maxBytes / 8)
   const compactTo = Math.min(wanted, flushedIndex)

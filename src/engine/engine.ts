@@ -258,6 +258,7 @@ export class Engine {
       machine,
       log: this.#log,
       neededAfter: () => this.snapshots.neededAfter(group),
+      snapshotBytes: () => this.snapshots.sentBytes(group),
       onOffer: (offered, request) => this.snapshots.offered(offered, request),
       compaction: { maxBytes: tuning.compactLogBytes, maxEntries: tuning.compactLogEntries },
       runtime,

@@ -42,6 +42,8 @@ export interface ReplicaOptions {
   readonly compaction: CompactionLimits
   /** Entries after this index are needed by those who receive a snapshot from here. */
   readonly neededAfter: () => number
+  /** Bytes of the largest snapshot that is being sent from here, or was a short while ago. */
+  readonly snapshotBytes: () => number
   /** The leader has offered a snapshot that this replica needs. */
   readonly onOffer: (replica: Replica, request: InstallRequest) => void
   readonly runtime: Runtime
@@ -253,7 +255,9 @@ export class Replica {
       lastIndex - asked.lastIndex >= limits.maxEntries / 8
     this.#compactionAsked = isNews ? { bytes: table.bytes, lastIndex, flushedIndex } : asked
     if (!isNews) return null
-    const { compactTo, flush } = decideCompaction({ table, baseIndex, lastIndex, flushedIndex, neededAfter: this.#neededAfter(), limits })
+    const neededAfter = this.#neededAfter()
+    const snapshotBytes = this.#options.snapshotBytes()
+    const { compactTo, flush } = decideCompaction({ table, baseIndex, lastIndex, flushedIndex, neededAfter, snapshotBytes, limits })
     if (flush) this.#store.flushSoon()
     if (compactTo === null) return null
     return { index: compactTo, term: this.core.termAt(compactTo)!, configuration: this.core.configurationAt(compactTo)! }

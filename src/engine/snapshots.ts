@@ -52,6 +52,11 @@ export class Snapshots {
     return this.#sender.neededAfter(group)
   }
 
+  /** Bytes of the largest snapshot of a group that is being sent from here, or was a short while ago. */
+  sentBytes(group: number): number {
+    return this.#sender.sentBytes(group)
+  }
+
   /** A replica was offered a snapshot that it needs. */
   offered(replica: Replica, { from, index }: InstallRequest): void {
     if (!replica.stopped) this.#receiver.offer(replica.group, nodeOf(from), index, targetOf(replica))

@@ -47,6 +47,8 @@ export interface SnapshotSenderOptions {
   readonly idleMs?: number
   /** A session ends after this time, whatever is asked. Default one hour. */
   readonly maxSessionMs?: number
+  /** How long after its end a snapshot still counts for how much of the log is kept. Default five minutes. */
+  readonly graceMs?: number
 }
 
 /** A capture that several sessions read. */
@@ -79,12 +81,14 @@ const noReply = new Uint8Array(0)
 export class SnapshotSender {
   readonly #options: Required<SnapshotSenderOptions>
   readonly #sessions = new Map<number, Session>()
+  /** What was sent last of a group. */
+  readonly #ended = new Map<number, { readonly bytes: number; readonly untilMs: number }>()
   #nextSession: number
   #cancelTimer: Cancel | null = null
   #isClosed = false
 
   constructor(options: SnapshotSenderOptions) {
-    this.#options = { maxSessions: 8, idleMs: 30_000, maxSessionMs: 3_600_000, ...options }
+    this.#options = { maxSessions: 8, idleMs: 30_000, maxSessionMs: 3_600_000, graceMs: 300_000, ...options }
     // An earlier life of this node may have sent snapshots too.
     const random = options.runtime.randomBytes(4)
     this.#nextSession = new DataView(random.buffer, random.byteOffset).getUint32(0)
@@ -107,6 +111,14 @@ export class SnapshotSender {
     let index = Number.POSITIVE_INFINITY
     for (const { manifest } of this.#sessions.values()) if (manifest.group === group) index = Math.min(index, manifest.index)
     return index
+  }
+
+  /** Bytes of the largest snapshot of a group that is being sent, or was within the grace time: its receiver is still catching up with the log. */
+  sentBytes(group: number): number {
+    const ended = this.#ended.get(group)
+    let bytes = ended !== undefined && this.#options.runtime.nowMs() < ended.untilMs ? ended.bytes : 0
+    for (const { manifest, next } of this.#sessions.values()) if (manifest.group === group) bytes = Math.max(bytes, next.totals.bytes)
+    return bytes
   }
 
   #open(from: Sender, payload: Uint8Array): Uint8Array {
@@ -176,8 +188,10 @@ export class SnapshotSender {
   #end(id: number): void {
     const session = this.#sessions.get(id)
     if (session === undefined) return
+    const { shared, busy, manifest } = session
+    const { runtime, graceMs } = this.#options
+    this.#ended.set(manifest.group, { bytes: this.sentBytes(manifest.group), untilMs: runtime.nowMs() + graceMs })
     this.#sessions.delete(id)
-    const { shared, busy } = session
     shared.users--
     if (shared.users === 0) void busy.then(() => shared.capture.close())
   }
@@ -195,6 +209,7 @@ export class SnapshotSender {
   /** Ends the sessions of a group. */
   drop(group: number): void {
     for (const [id, { manifest }] of this.#sessions) if (manifest.group === group) this.#end(id)
+    this.#ended.delete(group)
   }
 
   /** Ends all sessions, and resolves when none reads any more. */

@@ -19,11 +19,19 @@ function tableOf(firstIndex: number, lastIndex: number): LogTable {
 function decide(
   baseIndex: number,
   lastIndex: number,
-  more: { flushedIndex?: number; neededAfter?: number; maxBytes?: number; maxEntries?: number } = {},
+  more: { flushedIndex?: number; neededAfter?: number; snapshotBytes?: number; maxBytes?: number; maxEntries?: number } = {},
 ): number | 'flush' | null {
-  const { flushedIndex = lastIndex, neededAfter = Number.POSITIVE_INFINITY, maxBytes = 1e9, maxEntries = 1e9 } = more
+  const { flushedIndex = lastIndex, neededAfter = Number.POSITIVE_INFINITY, snapshotBytes = 0, maxBytes = 1e9, maxEntries = 1e9 } = more
   const table = tableOf(baseIndex + 1, lastIndex)
-  const { compactTo, flush } = decideCompaction({ table, baseIndex, lastIndex, flushedIndex, neededAfter, limits: { maxBytes, maxEntries } })
+  const { compactTo, flush } = decideCompaction({
+    table,
+    baseIndex,
+    lastIndex,
+    flushedIndex,
+    neededAfter,
+    snapshotBytes,
+    limits: { maxBytes, maxEntries },
+  })
   expect(flush).to.equal(flushedIndex < lastIndex)
   return compactTo ?? (flush ? 'flush' : null)
 }
@@ -48,6 +56,11 @@ describe('decideCompaction', () => {
     expect(decide(0, 101, { maxBytes: 1000, neededAfter: 90 })).to.equal(51)
     expect(decide(0, 250, { maxBytes: 1000, neededAfter: 20 })).to.equal(50)
     expect(decide(0, 250, { maxEntries: 100, neededAfter: 20 })).to.equal(50)
+    // Who gets a snapshot that is larger than that must find the log that follows it.
+    expect(decide(0, 250, { maxBytes: 1000, neededAfter: 20, snapshotBytes: 2300 })).to.equal(20)
+    expect(decide(0, 250, { maxBytes: 1000, neededAfter: 20, snapshotBytes: 2100 })).to.equal(40)
+    expect(decide(0, 250, { maxBytes: 1000, neededAfter: 20, snapshotBytes: 500 })).to.equal(50)
+    expect(decide(0, 250, { maxBytes: 1000, snapshotBytes: 1e6 })).to.equal(200)
   })
 
   it('does not cut for little', () => {

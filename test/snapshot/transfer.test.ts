@@ -170,6 +170,12 @@ describe('a snapshot on its way', () => {
       expect([manifest.index, manifest.term, manifest.configuration, manifest.group]).to.deep.equal([100, 3, configuration, group])
       expect(texts(records)).to.deep.equal(expected)
       expect([transfers.target.installed.length, source.captures, transfers.retries, transfers.failures]).to.deep.equal([1, 1, [], []])
+      // For a while its size says how much of the log may be kept.
+      const bytes = records.reduce((sum, [key, value]) => sum + key.length + value.length, 0)
+      const { runtime } = transfers.world
+      expect([sender.sentBytes(group), sender.sentBytes(group + 1)]).to.deep.equal([bytes, 0])
+      await runtime.settle(runtime.sleep(300_000))
+      expect(sender.sentBytes(group)).to.equal(0)
     }))
 
   it('keeps within its rate, and holds two chunks at a time at most', () =>
