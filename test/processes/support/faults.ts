@@ -4,6 +4,7 @@
  *
  * No fault sleeps to let things happen: it waits for conditions. The times that a fault lasts (a pause, a delay) are the fault itself and drawn from the seed.
  */
+import { rm } from 'node:fs/promises'
 import { performance } from 'node:perf_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { metaGroup } from '../../../src/engine/command.js'
@@ -135,6 +136,18 @@ export const faults = {
         await load.progress(random.integer(1, 3))
         await victim.kill()
       }
+      await victim.start()
+    },
+  },
+  'disk-lost': {
+    hazards: 'p5 m7',
+    async run({ cluster, load, random }) {
+      // Not the last node: its folder is where a disk is mounted.
+      const victim = random.pick(cluster.nodes.slice(0, -1))
+      await victim.kill()
+      await load.progress()
+      await rm(victim.options.location, { recursive: true })
+      // It comes back as somebody new, who has promised nothing, and is made a member in the place of the old one.
       await victim.start()
     },
   },
