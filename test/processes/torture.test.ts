@@ -26,7 +26,7 @@ describe('real processes', function () {
     expect(summary.heldUp.killed.count).to.be.greaterThan(0)
   })
 
-  it('hazard m8, m10, p6, d12, d14, d17, n4, n6, n11, n13, n15, n16: each fault once, on processes, disks and links: nothing acknowledged is lost, every history is linearizable', async function () {
+  it('hazard m7, m8, m10, p5, p6, d12, d14, d17, n4, n6, n11, n13, n15, n16: each fault once, on processes, disks and links: nothing acknowledged is lost, every history is linearizable', async function () {
     const others = faultNames.filter((name) => !(kills as readonly string[]).includes(name))
     const summary = await torture(this, { rounds: others.length, only: others, size: 3 })
     const done = Object.keys(summary.faults)

@@ -139,7 +139,7 @@ export class ProcessCluster {
     return leaders
   }
 
-  /** Waits until all nodes run without a failure, agree who leads each group, and have applied what was committed by then. */
+  /** Waits until all nodes run without a failure, agree who leads each group, all of whose members live, and have applied what was committed by then. */
   async healed(): Promise<void> {
     let last: ProcessStatus[] = []
     const committed = new Map<number, number>()
@@ -155,7 +155,11 @@ export class ProcessCluster {
           leaderships.set(group, leadership)
           committed.set(group, Math.max(committed.get(group) ?? 0, commitIndex))
         }
-        return leaderships.size >= this.groups
+        // Every node holds every group: a replica that is being replaced is missing until it is a voter and has caught up.
+        const isWhole = last.every(({ groups }) =>
+          groups.every(({ role, voters, live }) => role !== 'leader' || (voters.length === this.nodes.length && live === this.nodes.length)),
+        )
+        return isWhole && leaderships.size >= this.groups && last.every(({ groups }) => groups.length === leaderships.size)
       },
     )
     await until(
