@@ -126,7 +126,7 @@ export class Engine {
     this.snapshots = new Snapshots({
       messenger,
       runtime,
-      addressOf,
+      addressOf: (node) => this.host.addressOf(node),
       replicaOf: (group) => this.host.replica(group),
       chunkBytes: options.tuning.snapshotChunkBytes,
       maxBytesPerSecond: options.tuning.snapshotBytesPerSecond,

@@ -156,6 +156,11 @@ export class Host {
     this.#departed.set(node, address)
   }
 
+  /** Where a node is: by the cluster's map, or where it was heard when that has left it out. */
+  addressOf(node: NodeId): Address | undefined {
+    return this.#options.addressOf(node) ?? this.#departed.get(node)
+  }
+
   #deliver({ replica }: Member, message: Message, nowMs: number): void {
     if (message.type === 'heartbeat' && message.isResting) this.#liveness.rests(nodeOf(message.from))
     this.#guard(replica, () => {
@@ -338,8 +343,7 @@ export class Host {
   }
 
   #send(replica: Replica, message: Message): void {
-    const node = nodeOf(message.to)
-    const address = this.#options.addressOf(node) ?? this.#departed.get(node)
+    const address = this.addressOf(nodeOf(message.to))
     if (address === undefined) return
     let bundle = this.#bundles.get(address)
     if (bundle === undefined) {

@@ -17,7 +17,7 @@ import type { Host } from '../engine/host.js'
 import { lifeOf, memberId, nodeOf } from '../engine/identity.js'
 import type { Lives } from '../engine/lives.js'
 import type { Replica } from '../engine/replica.js'
-import type { Configuration, NodeId } from '../raft/types.js'
+import type { Configuration, NodeId, PeerProgress } from '../raft/types.js'
 import type { MessengerFace } from '../transport/messenger.js'
 import type { Router } from './cluster-map.js'
 import { CatchUp, isAsWanted, nextMembers } from './placement.js'
@@ -66,6 +66,7 @@ const busyIntervalMs = 50
 const requestTimeoutMs = 1000
 const askAgainAfterFailureMs = 250
 const askAgainAfterAnswerMs = 1000
+const handOnAgainAfterMs = 2000
 /** A replica asks whether it is still a member when it has heard of no leader for so many election timeouts. */
 const orphanAfterTimeouts = 12
 
@@ -73,6 +74,8 @@ export class Reconciler {
   readonly #options: ReconcilerOptions
   readonly #cares = new Map<number, Care>()
   readonly #orphans = new Map<number, Orphan>()
+  /** By group: when a leader that should not hold it tries again to hand it over. */
+  readonly #handOnAtMs = new Map<number, number>()
   #cancelTimer: Cancel | null = null
   #nextScanMs = 0
   #closed = false
@@ -131,8 +134,18 @@ export class Reconciler {
   /** A leader that should not hold the group hands it to one that should, if it can: those who ask for the group look there. */
   #handOn(replica: Replica, wanted: readonly NodeId[]): void {
     const { core } = replica
-    const next = core.progress().find(({ peer, isActive }) => isActive && wanted.includes(nodeOf(peer)) && core.configuration.voters.includes(peer))
-    if (next !== undefined) void replica.transfer(next.peer)
+    const nowMs = this.#options.runtime.nowMs()
+    // While it is being handed over the group takes neither writes nor changes: what failed is not tried again at once.
+    if (nowMs < (this.#handOnAtMs.get(replica.group) ?? 0)) return
+    let next: PeerProgress | undefined
+    for (const each of core.progress()) {
+      const { peer, isActive, state, matchIndex } = each
+      if (!isActive || state !== 'replicate' || !wanted.includes(nodeOf(peer)) || !core.configuration.voters.includes(peer)) continue
+      if (next === undefined || matchIndex > next.matchIndex) next = each
+    }
+    if (next === undefined) return
+    this.#handOnAtMs.set(replica.group, nowMs + handOnAgainAfterMs)
+    void replica.transfer(next.peer)
   }
 
   #careOf(replica: Replica): Care {

@@ -64,6 +64,8 @@ export interface GroupTruth {
 export class NodeInvariants {
   readonly #groups = new Map<number, GroupTruth>()
   readonly #stored = new Map<string, Map<number, StoredLog>>()
+  /** By member and group: logs that were lost. */
+  readonly #lost = new Map<string, LogShape>()
   readonly #views = new WeakMap<Consensus, CoreView>()
   readonly #world: World
   elections = 0
@@ -148,11 +150,18 @@ export class NodeInvariants {
 
   /** A disk is gone. */
   onWiped(node: string): void {
+    for (const [group, stored] of this.#stored.get(node) ?? []) this.#keepLost(stored, group)
     this.#stored.delete(node)
   }
 
   #forget(node: string, group: number): void {
+    this.#keepLost(this.#stored.get(node)?.get(group), group)
     this.#stored.get(node)?.delete(group)
+  }
+
+  /** What a member held when its log was lost counts for what was committed with its help before. */
+  #keepLost(stored: StoredLog | undefined, group: number): void {
+    if (stored !== undefined && stored.member !== null) this.#lost.set(`${stored.member} ${group}`, stored.shape)
   }
 
   /** Whether this member's log is where it should be: not wiped, damaged or destroyed. */
@@ -422,7 +431,8 @@ export class NodeInvariants {
     const hash = committed.hashAt(index)
     const holds = (member: NodeId): boolean => {
       const stored = this.#stored.get(nodeOf(member))?.get(group)
-      return stored !== undefined && stored.member === member && stored.shape.hashAt(index) === hash
+      const shape = stored?.member === member ? stored.shape : this.#lost.get(`${member} ${group}`)
+      return shape?.hashAt(index) === hash
     }
     const { configuration } = core
     if (hasQuorum(configuration, holds)) return
