@@ -5,7 +5,7 @@
  * leader after that, and votes for nobody else until an election timeout later (`election.ts`, invariant 3), restarts and later terms included.
  * 2. It lasts three quarters of the election timeout: safe while clocks run at rates that differ by less than a seventh. The time of a read is the latest tick: the host steps one right before it, so a
  * loop that stood still finds the lease over. Both timeouts are the same on all members.
- * 3. It counts for the configuration in force, joint quorums included, and only answers of the present term. It is void once somebody was told to campaign (`transfer.ts`).
+ * 3. It counts for the configuration in force, joint quorums included, and only answers of the present term; a leader that this one does not name has none. It is void once somebody was told to campaign (`transfer.ts`).
  */
 import { quorumValue } from './quorum.js'
 import type { ReplicaState } from './state.js'
@@ -47,9 +47,11 @@ export class Lease {
 
   /** Whether a quorum answered rounds that were sent recently enough. */
   holds(roundOf: (voter: NodeId) => number): boolean {
-    const { configuration, id, nowMs } = this.#state
+    const { configuration, id, nowMs, isVoter } = this.#state
+    // One that was removed rests on the promises of others alone, and of these one that is alone by now makes none.
+    if (!isVoter) return false
     const sentMs = quorumValue(configuration, (voter) => (voter === id ? nowMs : this.#sentAt(roundOf(voter))))
-    return configuration.voters.length > 0 && nowMs - sentMs < this.#durationMs
+    return nowMs - sentMs < this.#durationMs
   }
 
   #sentAt(round: number): number {

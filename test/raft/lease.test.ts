@@ -84,6 +84,19 @@ describe('raft lease', () => {
     expect(isAnswered(leader, 3), 'the message may still be under way').to.equal(false)
   })
 
+  it('hazard D5.44: a leader that removed itself has none: who is alone after it asks nobody when it starts again', () => {
+    const leader = new Solo({ voters: ['n1', 'n2'] }).leadAgreed()
+    leader.core.step({ type: 'configure', id: 1, voters: ['n2'], learners: [] })
+    for (let drains = 0; leader.core.configuration.votersOutgoing.length > 0 || leader.core.configuration.voters.length > 1; drains++) {
+      if (drains > 3) throw new Error('the joint configuration is not left')
+      for (const request of only(leader.settle(), 'append-request', 'n2')) leader.accept(request, request.previousIndex + request.entries.length)
+    }
+    leader.settle()
+    expect(leader.core.configuration.voters).to.deep.equal(['n2'])
+    leader.answerHeartbeat('n2', beat(leader))
+    expect(isAnswered(leader, 2)).to.equal(false)
+  })
+
   it('a leader that is alone has it always', () => {
     const leader = new Solo({ voters: ['n1'] })
     leader.tick(1).settle()

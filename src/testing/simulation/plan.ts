@@ -233,12 +233,17 @@ function drawStorm(plan: SimulationPlan, random: SeededRandom): SimulationPlan {
     'leader-left-behind',
   ]
   const faults = againstLeaders.filter(() => random.chance(0.5))
+  // Half the storms have nothing else in them: what needs most coincidences drowns in everything that may happen besides.
+  const alone = { spares: 0, membershipEveryUs: 0, transferEveryUs: 0, leaseShare: 0 }
+  const isAlone = random.chance(0.5)
   return {
     ...plan,
+    ...(isAlone ? alone : {}),
     replicas: random.pick([3, 3, 5]),
     faultyUs: electionTimeoutUs * random.integer(40, 100),
     host: {
       ...plan.host,
+      ...(isAlone ? { compactEntries: 0 } : {}),
       limits: { ...plan.host.limits, maxUncommittedBytes: 16777216 },
       applyDelayUs: random.pick([0, 50]),
       losesState: random.pick(['never', 'never', 'some', 'all']),
