@@ -86,7 +86,9 @@ export interface MutationOutcome {
 /** Runs seeds with a known bug put back until one is caught, or the budget of seeds is spent. */
 export function runMutation(mutation: Mutation, firstSeed: number, budgetSeeds: number): MutationOutcome {
   for (let tried = 1; tried <= budgetSeeds; tried++) {
-    const { violation } = runSimulation({ seed: firstSeed + tried - 1, parts: mutation.parts() })
+    const seed = firstSeed + tried - 1
+    const plan = mutation.plan === undefined ? {} : { plan: mutation.plan(seed) }
+    const { violation } = runSimulation({ seed, parts: mutation.parts(), ...plan })
     if (violation !== null) return { name: mutation.name, caughtAfterSeeds: tried, invariant: violation.invariant }
   }
   return { name: mutation.name, caughtAfterSeeds: null, invariant: null }

@@ -5,7 +5,7 @@
  * are: down, still, cut off in one direction, or connected to some of it, and goes on leading; 2. once all are sound, no joint configuration is in force, the logs and states of all members become the same, and nothing
  * that was asked still waits; 3. every acknowledged write is in every log (R8), no command is there twice (K3), and none that was refused or lost (K4).
  */
-import { hasQuorum, isMember } from '../../raft/quorum.js'
+import { hasQuorum, isMember, isVoter } from '../../raft/quorum.js'
 import type { Configuration, NodeId } from '../../raft/types.js'
 import type { SeededRandom } from '../seeded-random.js'
 import type { EventQueue } from './event-queue.js'
@@ -76,8 +76,27 @@ export class Healing {
     const configurations = all.filter((configuration) => configuration !== undefined && configuration.voters.length > 0) as Configuration[]
     let count = this.#random.integer(1, replicas.length)
     const isSound = (id: NodeId): boolean => order.slice(0, count).some((replica) => replica.id === id)
-    while (count < replicas.length && !configurations.every((configuration) => hasQuorum(configuration, isSound))) count++
+    const isEnough = (): boolean =>
+      configurations.every((configuration) => hasQuorum(configuration, isSound)) && this.#canElect(order.slice(0, count))
+    while (count < replicas.length && !isEnough()) count++
     return order.slice(0, count)
+  }
+
+  /** Whether one of these can win with the votes of these: a learner with a longer log may stand against all others, and is no candidate itself. */
+  #canElect(sound: readonly SimulatedReplica[]): boolean {
+    const lastOf = ({ core, disk }: SimulatedReplica): readonly [number, number] =>
+      core === null ? [disk.shape.lastTerm, disk.lastIndex] : [core.termAt(core.lastIndex) ?? 0, core.lastIndex]
+    return sound.some((candidate) => {
+      const configuration = candidate.core?.configuration ?? candidate.disk.configurations().at(-1)?.configuration
+      if (configuration === undefined || !isVoter(configuration, candidate.id)) return false
+      const [term, index] = lastOf(candidate)
+      return hasQuorum(configuration, (id) => {
+        const voter = sound.find((replica) => replica.id === id)
+        if (voter === undefined) return false
+        const [voterTerm, voterIndex] = lastOf(voter)
+        return term > voterTerm || (term === voterTerm && index >= voterIndex)
+      })
+    })
   }
 
   /** Who takes part, by the leader of the highest term. */

@@ -8,6 +8,7 @@ import type { AppendRequest, Consensus, Entry, HardState, Input, Message, NodeId
 import { coreMutations } from './core-mutations.js'
 import { CoreWrapper } from './core-wrapper.js'
 import { SimulatedLogDisk } from './log-disk.js'
+import { drawBareStorm, type SimulationPlan } from './plan.js'
 import { SimulatedReplica } from './replica.js'
 import { type SimulationParts, soundParts } from './simulation.js'
 
@@ -18,6 +19,8 @@ export interface Mutation {
   readonly description: string
   /** The parts of a simulation that has the bug. */
   parts(): SimulationParts
+  /** What a seed runs, when it is not what it runs without the bug. */
+  readonly plan?: (seed: number) => SimulationPlan
 }
 
 type CoreClass = new (inner: ReturnType<SimulationParts['createCore']>, options: RaftOptions) => CoreWrapper
@@ -430,7 +433,10 @@ const outerMutations: readonly Mutation[] = [
   core('read-lost-on-step-down', 'Reads that wait are forgotten when leadership is lost (D4.37)', LosesReadsOnStepDown),
   core('vote-ignores-log', 'A vote is given without comparing the logs', VoteIgnoresLog),
   core('append-ignores-previous-term', 'Entries are appended without comparing the term before them', AppendIgnoresPreviousTerm),
-  core('old-acknowledgements-counted', 'A reply of an older leadership counts in this one (D2.21)', CountsOldAcknowledgements),
+  {
+    ...core('old-acknowledgements-counted', 'A reply of an older leadership counts in this one (D2.21)', CountsOldAcknowledgements),
+    plan: drawBareStorm,
+  },
   core('two-votes-in-a-term', 'A second vote is given in a term (D1.1)', TwoVotesInATerm),
 ]
 

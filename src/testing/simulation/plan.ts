@@ -101,6 +101,12 @@ export function drawPlan(seed: number): SimulationPlan {
   return withTrustedClocks(plan, random)
 }
 
+/** A storm with nothing else in it: for bugs that need many coincidences among leaders alone. */
+export function drawBareStorm(seed: number): SimulationPlan {
+  const random = new SeededRandom(seed, 'plan')
+  return drawStorm(drawSteady(seed, random), random, true)
+}
+
 /** The largest drift at which a lease is safe: (1 - drift) / (1 + drift) stays above its share of the election timeout. */
 const leaseDrift = 0.1
 
@@ -172,7 +178,7 @@ function drawSteady(seed: number, random: SeededRandom): SimulationPlan {
       reportsEachWork: random.chance(0.5),
       compactEntries: sometimes(0.5, () => random.pick([1, 1, 5, 20, 100])),
       compactKeeps: random.pick([0, 0, 3, 20]),
-      snapshotUs: electionTimeoutUs * random.pick([0, 0.1, 1, 5]),
+      snapshotUs: electionTimeoutUs * random.pick([0, 0.1, 1, 3]),
       crashAtChange: sometimes(0.3, () => random.pick([0.02, 0.1, 0.3])),
       crashAtConfiguration: sometimes(0.4, () => random.pick([0.2, 0.5])),
       crashAtTruncation: sometimes(0.3, () => random.pick([0.1, 0.5])),
@@ -215,7 +221,7 @@ function drawSteady(seed: number, random: SeededRandom): SimulationPlan {
  * Leaders fall again and again while messages of their terms are still under way: short logs that differ, replies that come back terms later. The bugs
  * that need several coincidences live here.
  */
-function drawStorm(plan: SimulationPlan, random: SeededRandom): SimulationPlan {
+function drawStorm(plan: SimulationPlan, random: SeededRandom, isAlone = random.chance(0.5)): SimulationPlan {
   const electionTimeoutUs = plan.host.limits.electionTimeoutMs * 1000
   const againstLeaders: readonly FaultKind[] = [
     'crash-leader',
@@ -235,7 +241,6 @@ function drawStorm(plan: SimulationPlan, random: SeededRandom): SimulationPlan {
   const faults = againstLeaders.filter(() => random.chance(0.5))
   // Half the storms have nothing else in them: what needs most coincidences drowns in everything that may happen besides.
   const alone = { spares: 0, membershipEveryUs: 0, transferEveryUs: 0, leaseShare: 0 }
-  const isAlone = random.chance(0.5)
   return {
     ...plan,
     ...(isAlone ? alone : {}),

@@ -404,7 +404,8 @@ export class SimulatedReplica {
   #dieWithin(delayUs: number, fault: string): void {
     const { incarnation } = this
     this.environment.queue.schedule(delayUs, () => {
-      if (this.core === null || this.incarnation !== incarnation) return
+      const isCalm = this.#model.crashAtTruncation === 0 && this.#model.crashAtConfiguration === 0
+      if (this.core === null || this.incarnation !== incarnation || isCalm) return
       this.environment.count(fault)
       this.crash()
       this.onCrashedItself(this)
@@ -560,7 +561,8 @@ export class SimulatedReplica {
     this.#installing = true
     environment.trace(this.id, 'snapshot', snapshot.index, index, () => `from ${source.id}, up to ${snapshot.index}@${snapshot.term}`)
     const { incarnation } = this
-    environment.queue.schedule(this.#random.exponential(this.#model.snapshotUs), () => {
+    const { snapshotUs } = this.#model
+    environment.queue.schedule(Math.min(this.#random.exponential(snapshotUs), snapshotUs * 2), () => {
       if (this.core === null || this.incarnation !== incarnation) return
       const end = (): void => {
         this.#installing = false
