@@ -150,15 +150,6 @@ export const coreMutations: readonly Mutation[] = [
     find: 'state.term > 0 && !state.isAlone ? state.nowMs : Number.NEGATIVE_INFINITY',
     replace: 'Number.NEGATIVE_INFINITY',
   }),
-  patched(
-    'promise-ends-with-the-term',
-    'A vote is given against a leader that was heard a moment ago, when its term was entered by another message (D4.36)',
-    {
-      file: 'election',
-      find: 'state.leader === null && !isBound)',
-      replace: 'state.leader === null)',
-    },
-  ),
   patched('transfer-never-answered', 'A transfer that fails is given up without telling who asked for it (D7.56)', {
     file: 'transfer',
     find: `this.#end('timeout');`,
