@@ -436,6 +436,9 @@ export class NodeInvariants {
     }
     const { configuration } = core
     if (hasQuorum(configuration, holds)) return
+    // It may have been committed before a later configuration came into force.
+    const earlier = core.configurationAt(index)
+    if (earlier !== undefined && hasQuorum(earlier, holds)) return
     const holders = [...configuration.voters, ...configuration.votersOutgoing].filter(holds)
     this.violation(invariant, `${what}, and of ${JSON.stringify(configuration)} only ${holders.join(', ') || 'nobody'} holds it durably`)
   }
