@@ -3,7 +3,10 @@ import { expect } from 'chai'
 import { runMutation } from '../../../src/testing/simulation/campaign.js'
 import { mutations } from '../../../src/testing/simulation/mutations.js'
 
-describe('the simulator with a known bug', () => {
+describe('the simulator with a known bug', function () {
+  // Some need hundreds of runs, and the machine may be busy.
+  this.timeout(300_000)
+
   for (const mutation of mutations) {
     it(`catches ${mutation.name}: ${mutation.description}`, () => {
       const outcome = runMutation(mutation, 1, 500)
