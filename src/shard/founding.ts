@@ -1,12 +1,13 @@
 /**
  * Founding: how the nodes of a founders' list become a cluster, and how one of them that lost its folder is told from one that never had any.
  *
- * A founder with an empty folder draws a number, makes it durable, and asks every other founder. Whoever is asked binds the number to the founder's id, durably, before it answers; when another number
- * is bound already, the founder has had another folder, in which it may have voted and acknowledged: it is not the founder any more, and joins as a new node with new replicas. Only when all
- * others have answered, and none knows an earlier folder of it, does it take part.
+ * A founder with an empty folder draws a number, makes it durable, and asks every other founder. Whoever is asked binds the number to the founder's id, durably, before it answers. One that takes part
+ * already and has bound another number says so: the founder has had another folder, in which it may have voted and acknowledged; it is not the founder any more, and joins as a new node with
+ * new replicas. Only when all others have answered, and none knows an earlier folder of it, does it take part.
  *
- * Invariants: 1. a founder's replica takes part only if every other founder has bound this folder's number, so no later folder of it can do so too (hazards p5, D5.45); 2. a binding never
- * changes; 3. who is no founder by its own folder (it joined, or was recovered) knows no bindings, and lets nobody found.
+ * Invariants: 1. a founder's replica takes part only when every other founder has bound this folder's number; so whoever takes part and has heard of a founder's replica has its number, and lets
+ * no later folder pass for it (hazards p5, D5.45); 2. once a founder takes part its bindings never change; while it asks itself it has relied on nobody, and binds the latest number; 3. who is no
+ * founder by its own folder (it joined, or was recovered) knows no bindings, and lets nobody found.
  */
 import { Reader, Writer } from '../base/codec.js'
 import { CorruptionError, QuorateError, RefusedError } from '../base/errors.js'
@@ -33,6 +34,8 @@ export interface BindingsOptions {
   readonly originId: string
   /** Whether this folder is that of a founder in the cluster as it was founded. */
   readonly isFounder: () => boolean
+  /** Whether this node still asks the others itself. */
+  readonly isFounding: () => boolean
   readonly binding: (nodeId: NodeId) => number | undefined
   readonly bind: (nodeId: NodeId, incarnation: number) => Promise<void>
   /** The cluster map as it is now, encoded, for whoever has to join. */
@@ -58,15 +61,18 @@ export class Bindings {
   }
 
   async #answer(from: Address, request: Uint8Array): Promise<Uint8Array> {
-    const { originId, isFounder, binding, bind, map, onStranger } = this.#options
+    const { originId, isFounder, isFounding, binding, bind, map, onStranger } = this.#options
     const { nodeId, incarnation, ...asked } = decodeRequest(request)
     if (asked.originId !== originId) {
       onStranger(from, `node ${nodeId} wants to found cluster ${asked.originId}`)
       throw new RefusedError('WRONG_CLUSTER', `this node belongs to cluster ${originId}, not to ${asked.originId}`)
     }
     const known = isFounder() ? binding(nodeId) : 0
-    if (known === undefined) await bind(nodeId, incarnation)
-    if (known === undefined || known === incarnation) return Uint8Array.of(FoundAnswer.bound)
+    if (known === incarnation) return Uint8Array.of(FoundAnswer.bound)
+    if (known === undefined || (isFounder() && isFounding())) {
+      await bind(nodeId, incarnation)
+      return Uint8Array.of(FoundAnswer.bound)
+    }
     return new Writer(256).u8(FoundAnswer.known).bytes(map()).finish()
   }
 }

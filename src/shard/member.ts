@@ -89,6 +89,8 @@ export class Member {
   readonly #founding = new AbortController()
   #identity: Identity
   #entrance: MemberState = 'member'
+  /** The other founders have not all answered yet. */
+  #isFounding: boolean
   #entering: Promise<void> = Promise.resolve()
 
   /** Opens the folder and everything on it. Rejects as `openNode` says; nothing stays open then. */
@@ -147,6 +149,7 @@ export class Member {
     this.#identity = identity
     this.nodeId = identity.nodeId
     const entrance = folder.entrance()
+    this.#isFounding = entrance?.kind === 'founding'
     const service = new KvService({ host: engine.host, messenger, ownership: router, limits })
     const local = { nodeId: this.nodeId, service }
     const onWrongGroup = () => this.keeper.refreshSoon()
@@ -170,6 +173,7 @@ export class Member {
       originId: identity.originId,
       // One who joined, or was recovered, does not know what founders promised one another.
       isFounder: () => this.#identity.incarnation === 0 && this.#identity.clusterId === this.#identity.originId,
+      isFounding: () => this.#isFounding,
       binding: (founder) => folder.binding(founder),
       bind: (founder, incarnation) => folder.bind(founder, incarnation),
       map: () => encodeClusterMap(router.map),
@@ -216,6 +220,7 @@ export class Member {
       signal: this.#founding.signal,
       onRefused: (from, error) => onRefused({ kind: 'refused-by-peer', from, detail: error.message }),
     })
+    this.#isFounding = false
     if (known === null) {
       const records = foundingReplicas(router.map, nodeId)
       await this.#folder.claim(this.#identity, encodeClusterMap(router.map), records)
