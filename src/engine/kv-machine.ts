@@ -7,142 +7,19 @@
  *    and a repeat gets the first answer. Records below the session's low-water mark are dropped.
  * 3. A shard's revision rises by one with each effective write in it and never goes back, deletes included.
  * 4. A key's version is 1 when it is created and rises by one with each write.
- *
- * Keys in the state store: shard (2 bytes), type (1 byte), rest.
  */
 import { toLatin1 } from '../base/bytes.js'
-import { Reader, Writer } from '../base/codec.js'
-import { CorruptionError } from '../base/errors.js'
-import { type Command, type CommandBatch, type CommandResult, CommandStatus, readBatch, readResult, writeResult } from './command.js'
-import type { StateRecord } from './record-table.js'
+import { type Command, type CommandBatch, type CommandResult, CommandStatus, readBatch } from './command.js'
+import { RecordType, shardPrefix } from './records.js'
+import { SessionRecord } from './session-record.js'
+import { ShardRecord } from './shard-record.js'
 import type { RecordCursor, StateStore } from './state-store.js'
-
-const RecordType = { shard: 0, value: 1, session: 2 } as const
-
-/** A key's value with its version and revision. */
-export class ValueRecord implements StateRecord {
-  readonly version: number
-  readonly revision: number
-  #value: Uint8Array
-
-  constructor(version: number, revision: number, value: Uint8Array) {
-    this.version = version
-    this.revision = revision
-    this.#value = value
-  }
-
-  get value(): Uint8Array {
-    return this.#value
-  }
-
-  get sizeBytes(): number {
-    return this.#value.length + 64
-  }
-
-  rest(encoded: Uint8Array): void {
-    this.#value = encoded.subarray(encoded.length - this.#value.length)
-  }
-
-  encode(): Uint8Array {
-    return new Writer(this.value.length + 16).varint(this.version).varint(this.revision).raw(this.value).finish()
-  }
-}
-
-/** A shard's revision counter. */
-class ShardRecord implements StateRecord {
-  readonly revision: number
-
-  constructor(revision: number) {
-    this.revision = revision
-  }
-
-  get sizeBytes(): number {
-    return 16
-  }
-
-  encode(): Uint8Array {
-    return new Writer(8).varint(this.revision).finish()
-  }
-}
-
-/** What a session's requests in one shard were answered, from its low-water mark on. */
-class SessionRecord implements StateRecord {
-  #lowWater: number
-  readonly #completions: Map<number, CommandResult>
-
-  constructor(lowWater: number, completions: Map<number, CommandResult>) {
-    this.#lowWater = lowWater
-    this.#completions = completions
-  }
-
-  get sizeBytes(): number {
-    return 64 + this.#completions.size * 64
-  }
-
-  /** The first answer to a request, or undefined when it was not yet made. */
-  find(sequence: number): CommandResult | undefined {
-    if (sequence < this.#lowWater) return { status: CommandStatus.stale, version: 0, revision: 0 }
-    return this.#completions.get(sequence)
-  }
-
-  /** A record that may be changed: this one's content above the new low-water mark. */
-  raise(lowWater: number): SessionRecord {
-    const kept = new Map<number, CommandResult>()
-    for (const [sequence, result] of this.#completions) if (sequence >= lowWater) kept.set(sequence, result)
-    return new SessionRecord(Math.max(lowWater, this.#lowWater), kept)
-  }
-
-  /** Drops what is below the mark, in place. */
-  trim(lowWater: number): void {
-    if (lowWater <= this.#lowWater) return
-    this.#lowWater = lowWater
-    for (const sequence of this.#completions.keys()) if (sequence < lowWater) this.#completions.delete(sequence)
-  }
-
-  complete(sequence: number, result: CommandResult): void {
-    this.#completions.set(sequence, result)
-  }
-
-  encode(): Uint8Array {
-    const writer = new Writer(16 + this.#completions.size * 12).varint(this.#lowWater).varint(this.#completions.size)
-    for (const [sequence, result] of this.#completions) {
-      writer.varint(sequence - this.#lowWater)
-      writeResult(writer, result)
-    }
-    return writer.finish()
-  }
-}
-
-/** Decodes any record of the state store by its key's type. */
-export function decodeRecord(key: string, bytes: Uint8Array): StateRecord {
-  const reader = new Reader(bytes)
-  switch (key.charCodeAt(2)) {
-    case RecordType.shard:
-      return new ShardRecord(reader.varint())
-    case RecordType.value:
-      return new ValueRecord(reader.varint(), reader.varint(), reader.raw(reader.remaining))
-    case RecordType.session: {
-      const lowWater = reader.varint()
-      const completions = new Map<number, CommandResult>()
-      for (let left = reader.count(4); left > 0; left--) completions.set(lowWater + reader.varint(), readResult(reader))
-      reader.end()
-      return new SessionRecord(lowWater, completions)
-    }
-    default:
-      throw new CorruptionError(`unknown record type ${key.charCodeAt(2)}`)
-  }
-}
+import { ValueRecord } from './value-record.js'
 
 interface ShardState {
   revision: number
   /** Changed since the last freeze. */
   dirty: boolean
-}
-
-const shardPrefixes: string[] = []
-function shardPrefix(shard: number, type: number): string {
-  shardPrefixes[shard] ??= String.fromCharCode(shard >> 8, shard & 0xff)
-  return shardPrefixes[shard] + String.fromCharCode(type)
 }
 
 export class KvMachine {

@@ -10,7 +10,6 @@ import { Channel, type MessengerFace, type Sender } from '../transport/messenger
 import { checkBatch, type Limits, metaGroup, metaShard } from './command.js'
 import type { Host } from './host.js'
 import { nodeOf } from './identity.js'
-import type { ValueRecord } from './kv-machine.js'
 import {
   Consistency,
   encodeScanPage,
@@ -27,6 +26,7 @@ import {
 } from './kv-protocol.js'
 import type { ReadReply, Refusal, Replica } from './replica.js'
 import type { RecordCursor } from './state-store.js'
+import type { ValueRecord } from './value-record.js'
 
 /** What the service asks the cluster map. */
 export interface Ownership {

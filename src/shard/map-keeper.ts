@@ -11,7 +11,7 @@
  */
 import { ClosedError, ConditionFailedError, CorruptionError, OutcomeUnknownError, QuorateError } from '../base/errors.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
-import type { ValueRecord } from '../engine/kv-machine.js'
+import type { ValueRecord } from '../engine/value-record.js'
 import type { MessengerFace } from '../transport/messenger.js'
 import type { Address } from '../transport/transport.js'
 import { type ClusterMap, decodeClusterMap, encodeClusterMap, type Router } from './cluster-map.js'

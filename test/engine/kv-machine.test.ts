@@ -14,7 +14,8 @@ import {
   writeCommand,
 } from '../../src/engine/command.js'
 import { type Database, openLevel } from '../../src/engine/database.js'
-import { decodeRecord, KvMachine } from '../../src/engine/kv-machine.js'
+import { KvMachine } from '../../src/engine/kv-machine.js'
+import { decodeRecord } from '../../src/engine/records.js'
 import { StateStore } from '../../src/engine/state-store.js'
 import { withFolder } from '../support/folders.js'
 

@@ -1,0 +1,35 @@
+/**
+ * The records of a group's state: their keys, and which class a stored one is.
+ *
+ * Keys in the state store: shard (2 bytes), type (1 byte), rest.
+ */
+import { Reader } from '../base/codec.js'
+import { CorruptionError } from '../base/errors.js'
+import type { StateRecord } from './record-table.js'
+import { SessionRecord } from './session-record.js'
+import { ShardRecord } from './shard-record.js'
+import { ValueRecord } from './value-record.js'
+
+export const RecordType = { shard: 0, value: 1, session: 2 } as const
+
+const shardPrefixes: string[] = []
+/** What the keys of a shard's records of one type begin with. */
+export function shardPrefix(shard: number, type: number): string {
+  shardPrefixes[shard] ??= String.fromCharCode(shard >> 8, shard & 0xff)
+  return shardPrefixes[shard] + String.fromCharCode(type)
+}
+
+/** Decodes any record of the state store by its key's type. */
+export function decodeRecord(key: string, bytes: Uint8Array): StateRecord {
+  const reader = new Reader(bytes)
+  switch (key.charCodeAt(2)) {
+    case RecordType.shard:
+      return ShardRecord.decode(reader)
+    case RecordType.value:
+      return ValueRecord.decode(reader)
+    case RecordType.session:
+      return SessionRecord.decode(reader)
+    default:
+      throw new CorruptionError(`unknown record type ${key.charCodeAt(2)}`)
+  }
+}

@@ -1,0 +1,60 @@
+/** SessionRecord: what makes a client's writes exactly once: its completion records in one shard. */
+import { type Reader, Writer } from '../base/codec.js'
+import { type CommandResult, CommandStatus, readResult, writeResult } from './command.js'
+import type { StateRecord } from './record-table.js'
+
+/** What a session's requests in one shard were answered, from its low-water mark on. */
+export class SessionRecord implements StateRecord {
+  #lowWater: number
+  readonly #completions: Map<number, CommandResult>
+
+  constructor(lowWater: number, completions: Map<number, CommandResult>) {
+    this.#lowWater = lowWater
+    this.#completions = completions
+  }
+
+  get sizeBytes(): number {
+    return 64 + this.#completions.size * 64
+  }
+
+  /** The first answer to a request, or undefined when it was not yet made. */
+  find(sequence: number): CommandResult | undefined {
+    if (sequence < this.#lowWater) return { status: CommandStatus.stale, version: 0, revision: 0 }
+    return this.#completions.get(sequence)
+  }
+
+  /** A record that may be changed: this one's content above the new low-water mark. */
+  raise(lowWater: number): SessionRecord {
+    const kept = new Map<number, CommandResult>()
+    for (const [sequence, result] of this.#completions) if (sequence >= lowWater) kept.set(sequence, result)
+    return new SessionRecord(Math.max(lowWater, this.#lowWater), kept)
+  }
+
+  /** Drops what is below the mark, in place. */
+  trim(lowWater: number): void {
+    if (lowWater <= this.#lowWater) return
+    this.#lowWater = lowWater
+    for (const sequence of this.#completions.keys()) if (sequence < lowWater) this.#completions.delete(sequence)
+  }
+
+  complete(sequence: number, result: CommandResult): void {
+    this.#completions.set(sequence, result)
+  }
+
+  static decode(reader: Reader): SessionRecord {
+    const lowWater = reader.varint()
+    const completions = new Map<number, CommandResult>()
+    for (let left = reader.count(4); left > 0; left--) completions.set(lowWater + reader.varint(), readResult(reader))
+    reader.end()
+    return new SessionRecord(lowWater, completions)
+  }
+
+  encode(): Uint8Array {
+    const writer = new Writer(16 + this.#completions.size * 12).varint(this.#lowWater).varint(this.#completions.size)
+    for (const [sequence, result] of this.#completions) {
+      writer.varint(sequence - this.#lowWater)
+      writeResult(writer, result)
+    }
+    return writer.finish()
+  }
+}
