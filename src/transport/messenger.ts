@@ -51,11 +51,13 @@ const always = bit(SystemChannel.refused)
 
 /** How often one peer is told that it is refused. */
 const refusalIntervalMs = 100
+/** … and that this node has no cluster yet: who asks waits for nothing else, and tries again in a moment. */
+const notYetIntervalMs = 2
 
 /** Refusals of one peer that `onRefused` is told of. */
 const maxReportsPerSecond = 100
 
-const RefusalReason = { wrongCluster: 1, wrongNode: 2 } as const
+const RefusalReason = { wrongCluster: 1, wrongNode: 2, noClusterYet: 3 } as const
 
 /**
  * Talks to other nodes over any Transport.
@@ -291,7 +293,7 @@ export class Messenger implements MessengerFace {
 
   #answerRefusal(peer: Peer, reason: number): void {
     const nowMs = this.#runtime.nowMs()
-    if (nowMs - peer.lastRefusalMs < refusalIntervalMs) return
+    if (nowMs - peer.lastRefusalMs < (reason === RefusalReason.noClusterYet ? notYetIntervalMs : refusalIntervalMs)) return
     peer.lastRefusalMs = nowMs
     this.#outbox.begin(peer, SystemChannel.refused, 1)?.u8(reason)
   }
@@ -304,6 +306,7 @@ export class Messenger implements MessengerFace {
         if (trust === Trust.stranger) {
           counters.notOpen++
           this.#refuse('not-open', peer, () => `channel ${channel} needs the cluster id`)
+          if (!this.#clusterKnown && channel >= 16) this.#answerRefusal(peer, RefusalReason.noClusterYet)
         }
         continue
       }
@@ -362,6 +365,11 @@ export class Messenger implements MessengerFace {
 
   #refusedByPeer(peer: Peer, reason: number): void {
     this.counters.refusedByPeer++
+    if (reason === RefusalReason.noClusterYet) {
+      // What was sent there is lost; it may be asked for elsewhere at once.
+      for (const handler of this.#peerStateHandlers) this.#guard(() => handler(peer.address, 'lost'), 'onPeerState')
+      return
+    }
     const error =
       reason === RefusalReason.wrongNode
         ? new RefusedError('WRONG_NODE', `${peer.address} has the same node id as this node, ${this.#nodeId}`)

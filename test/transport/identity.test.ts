@@ -64,6 +64,21 @@ describe('Messenger: clusters', () => {
     expect(replies.map(String)).to.deep.equal(Array.from({ length: 50 }, (_, number) => (number % 2 === 0 ? 'x' : 'y')))
   })
 
+  it('a node that has no cluster yet says so to whoever takes it for a member: what was sent there is lost', async () => {
+    const world = new World()
+    const [client, founder] = [await world.node('client'), await world.node('founder', { clusterId: unknownClusterId, openMethods: ['describe'] })]
+    founder.messenger.handle('describe', () => nothing)
+    const states: string[] = []
+    client.messenger.onPeerState((address, state) => states.push(`${address} ${state}`))
+    client.messenger.send('founder', Channel.kvRequest, nothing)
+    await world.runtime.advance(50)
+    expect(states).to.include('founder lost')
+    expect(founder.transport.sent.length).to.equal(1)
+    // But what it does answer it goes on answering.
+    await world.runtime.settle(founder.messenger.request('client', 'none', nothing).catch(() => {}))
+    expect(client.messenger.counters.refusedByPeer).to.equal(1)
+  })
+
   it('a node that knows no cluster can ask open methods, large replies included, and nothing else', async () => {
     const world = new World(1, { maxFrameBytes: 10_000 })
     const member = await world.node('member', { openMethods: ['describe'] })
