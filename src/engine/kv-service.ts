@@ -8,8 +8,6 @@ import { Reader, Writer } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
 import { Channel, type MessengerFace, type Sender } from '../transport/messenger.js'
 import { checkBatch, type Limits, metaGroup, metaShard } from './command.js'
-import type { Host } from './host.js'
-import { nodeOf } from './identity.js'
 import {
   Consistency,
   encodeScanPage,
@@ -24,7 +22,7 @@ import {
   writeReadResult,
   writeResults,
 } from './kv-protocol.js'
-import type { ReadReply, Refusal, Replica } from './replica.js'
+import type { ReadReply, Refusal, ReplicaSource, ServedReplica } from './served-replica.js'
 import type { RecordCursor } from './state-store.js'
 import type { ValueRecord } from './value-record.js'
 
@@ -48,7 +46,7 @@ const maxReplyBytes = 4 * 1024 * 1024
 const nothing = new Uint8Array(0)
 
 export interface KvServiceOptions {
-  readonly host: Host
+  readonly host: ReplicaSource
   readonly messenger: MessengerFace
   readonly ownership: Ownership
   readonly limits: Limits
@@ -84,7 +82,7 @@ export class KvService {
   handle(kind: RequestKind, group: number, payload: Uint8Array, reply: ReplyTo, consistency: Consistency = Consistency.linearizable): void {
     const replica = this.#options.host.replica(group)
     if (replica === undefined) return reply(ReplyStatus.wrongGroup, nothing)
-    if (!replica.stopped && replica.core.role !== 'leader' && consistency !== Consistency.stale) return refuse(replica, 'not-leader', reply)
+    if (!replica.stopped && !replica.isLeader && consistency !== Consistency.stale) return refuse(replica, 'not-leader', reply)
     const bytes = payload.length + requestOverheadBytes
     if (this.#bytesUnderWay + bytes > this.#maxBytesUnderWay && this.#bytesUnderWay > 0 && group !== metaGroup)
       return reply(ReplyStatus.overloaded, nothing)
@@ -103,11 +101,11 @@ export class KvService {
     }
   }
 
-  #owns(replica: Replica, requests: readonly { shard: number }[]): boolean {
+  #owns(replica: ServedReplica, requests: readonly { shard: number }[]): boolean {
     return requests.every(({ shard }) => this.#options.ownership.groupOf(shard) === replica.group)
   }
 
-  #write(replica: Replica, payload: Uint8Array, reply: ReplyTo): void {
+  #write(replica: ServedReplica, payload: Uint8Array, reply: ReplyTo): void {
     const { ownership, limits } = this.#options
     const batch = checkBatch(payload, ownership.shards, limits)
     if (!this.#owns(replica, batch.commands)) return reply(ReplyStatus.wrongGroup, nothing)
@@ -120,12 +118,12 @@ export class KvService {
   }
 
   /** Calls back when the replica's state is what a read of this consistency may see. */
-  #await(replica: Replica, consistency: Consistency, ready: ReadReply): void {
+  #await(replica: ServedReplica, consistency: Consistency, ready: ReadReply): void {
     if (consistency !== Consistency.stale) replica.awaitReadable(ready, consistency === Consistency.lease)
-    else ready(replica.stopped ? 'stopped' : null)
+    else replica.awaitAny(ready)
   }
 
-  #read(replica: Replica, payload: Uint8Array, consistency: Consistency, reply: ReplyTo): void {
+  #read(replica: ServedReplica, payload: Uint8Array, consistency: Consistency, reply: ReplyTo): void {
     const keys = readReadKeys(new Reader(payload))
     for (const { shard } of keys) {
       if (shard >= this.#options.ownership.shards && shard !== metaShard) throw new CorruptionError(`there is no shard ${shard}`, 'MALFORMED')
@@ -148,7 +146,7 @@ export class KvService {
     })
   }
 
-  #scan(replica: Replica, payload: Uint8Array, consistency: Consistency, reply: ReplyTo): void {
+  #scan(replica: ServedReplica, payload: Uint8Array, consistency: Consistency, reply: ReplyTo): void {
     const request = readScanRequest(new Reader(payload))
     if (this.#scans >= maxScans) return reply(ReplyStatus.overloaded, nothing)
     this.#scans++
@@ -174,10 +172,10 @@ export class KvService {
   }
 }
 
-function refuse(replica: Replica, refusal: Refusal, reply: ReplyTo): void {
+function refuse(replica: ServedReplica, refusal: Refusal, reply: ReplyTo): void {
   switch (refusal) {
     case 'not-leader':
-      return reply(ReplyStatus.notLeader, Buffer.from(replica.core.role === 'leader' ? '' : nodeOf(replica.leader ?? '')))
+      return reply(ReplyStatus.notLeader, Buffer.from(replica.leaderNode))
     case 'overloaded':
       return reply(ReplyStatus.overloaded, nothing)
     case 'lost':

@@ -15,15 +15,13 @@ import { SnapshotErrorCode, type SnapshotManifest, type SnapshotRecord } from '.
 import type { SnapshotCapture } from '../snapshot/sender.js'
 import type { CommandResult } from './command.js'
 import { type CompactionLimits, decideCompaction } from './compaction.js'
+import { nodeOf } from './identity.js'
 import type { KvMachine } from './kv-machine.js'
 import type { LogBase, LogStore } from './log-store.js'
 import { encodeOrigin } from './open-log.js'
+import type { ReadReply, Refusal, ServedReplica, WriteReply } from './served-replica.js'
 import type { StateStore } from './state-store.js'
 
-/** Why a proposal or read got no result. `lost`: it may still take effect; all others: it certainly does not. */
-export type Refusal = 'not-leader' | 'overloaded' | 'lost' | 'stopped'
-export type WriteReply = (results: readonly CommandResult[] | null, refusal: Refusal | null) => void
-export type ReadReply = (refusal: Refusal | null) => void
 /** What became of a change of members or a transfer: null when it is done. */
 export type ChangeOutcome = RejectReason | 'stopped' | null
 
@@ -64,7 +62,7 @@ interface WaitingRead {
   readonly reply: ReadReply
 }
 
-export class Replica {
+export class Replica implements ServedReplica {
   readonly group: number
   readonly member: NodeId
   readonly life: number
@@ -104,6 +102,14 @@ export class Replica {
 
   get leader(): NodeId | null {
     return this.core.leader
+  }
+
+  get isLeader(): boolean {
+    return this.core.role === 'leader'
+  }
+
+  get leaderNode(): string {
+    return this.isLeader ? '' : nodeOf(this.leader ?? '')
   }
 
   get stopped(): boolean {
@@ -149,6 +155,10 @@ export class Replica {
     this.#step({ type: 'tick', nowMs: this.#options.runtime.nowMs() })
     this.#step(lease ? { type: 'read', id, lease } : { type: 'read', id })
     this.#options.onDirty(this)
+  }
+
+  awaitAny(reply: ReadReply): void {
+    reply(this.#stopped ? 'stopped' : null)
   }
 
   /** A core that throws has found its own invariants broken: the group stops, and with it every caller is answered. */
