@@ -81,6 +81,8 @@ export class Replica implements ServedReplica {
   #waitingWritesAt = 0
   /** Confirmed reads whose index is not yet applied, in index order. */
   #waitingReads: WaitingRead[] = []
+  /** Proposals that came while leadership is handed over: answered when it is known who leads, so that their clients need not search. */
+  #heldBack: WriteReply[] = []
   #applying = false
   #stopped = false
   /** What an overlong log and the state were when it was last asked whether to compact: while nothing much is new the answer is the same. */
@@ -191,13 +193,23 @@ export class Replica implements ServedReplica {
       const write = this.#proposals.get(id)
       if (write !== undefined) {
         this.#proposals.delete(id)
-        write(null, refusal)
+        if (reason === 'transferring') this.#heldBack.push(write)
+        else write(null, refusal)
       } else {
         take(this.#reads, id)(refusal)
       }
     }
     if (output.install !== null) this.#options.onOffer(this, output.install)
+    if (this.#heldBack.length > 0 && this.core.leader !== null && !this.core.isTransferring) this.#releaseHeldBack()
     if (this.core.role !== 'leader' && this.#waitingWritesAt < this.#waitingWrites.length) this.#loseWrites('lost')
+  }
+
+  /** None of them was proposed. */
+  #releaseHeldBack(): void {
+    const held = this.#heldBack
+    this.#heldBack = []
+    const refusal: Refusal = this.#stopped ? 'stopped' : this.core.role === 'leader' ? 'overloaded' : 'not-leader'
+    for (const reply of held) reply(null, refusal)
   }
 
   #loseWrites(refusal: Refusal): void {
@@ -367,6 +379,7 @@ export class Replica implements ServedReplica {
     if (this.#stopped) return
     this.#stopped = true
     this.#loseWrites('lost')
+    this.#releaseHeldBack()
     for (const reply of this.#proposals.values()) reply(null, 'stopped')
     for (const reply of this.#reads.values()) reply('stopped')
     for (const resolve of this.#changes.values()) resolve('stopped')

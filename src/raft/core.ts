@@ -98,6 +98,10 @@ export class RaftCore implements Consensus {
     return this.#state.term
   }
 
+  get isTransferring(): boolean {
+    return this.#transfer.isUnderWay
+  }
+
   get leader(): NodeId | null {
     return this.#state.leader
   }

@@ -320,6 +320,8 @@ export interface Consensus {
   readonly role: Role
   readonly term: number
   readonly leader: NodeId | null
+  /** Whether this leader is handing over, and takes no proposals meanwhile. */
+  readonly isTransferring: boolean
   readonly commitIndex: number
   readonly lastIndex: number
   /** The first index that the log still holds; the last index + 1 when it is empty. */

@@ -1,8 +1,11 @@
 /** The host's cycle over a real core and real databases: what happens while a log write is in flight, and what a replica applies. */
 import { expect } from 'chai'
+import { Reader } from '../../src/base/codec.js'
 import { shardOf } from '../../src/engine/command.js'
+import { decodeMessage } from '../../src/raft/message-codec.js'
+import type { Message, VoteRequest } from '../../src/raft/types.js'
 import { withFolder } from '../support/folders.js'
-import { EngineFixture, putEntry, testShards, turns, until } from './support/engine-fixture.js'
+import { EngineFixture, putBatch, putEntry, testShards, turns, until } from './support/engine-fixture.js'
 
 async function withEngine(run: (fixture: EngineFixture) => Promise<void>): Promise<void> {
   await withFolder(async (folder) => {
@@ -20,6 +23,20 @@ function storedValue(fixture: EngineFixture, key: string): string | undefined {
   const bytes = Buffer.from(key)
   const found = fixture.engine.host.replica(1)!.machine.read(shardOf(bytes, testShards), bytes)
   return found && Buffer.from(found.value).toString()
+}
+
+/** What the engine has sent to a node. */
+function sentTo(fixture: EngineFixture, node: string): Message[] {
+  const messages: Message[] = []
+  for (const { to, body } of fixture.messenger.sent) {
+    if (to !== `address of ${node}`) continue
+    const reader = new Reader(body)
+    while (reader.remaining > 0) {
+      for (let head = 0; head < 3; head++) reader.varint()
+      messages.push(decodeMessage(reader, 'b', node))
+    }
+  }
+  return messages
 }
 
 const run = (first: number, last: number, term: number) =>
@@ -89,5 +106,29 @@ describe('Host', () => {
       expect(fixture.failures).to.deep.equal([])
       await until(() => fixture.status.durableIndex === 4)
       expect([1, 2, 3, 4, 5].map((index) => storedValue(fixture, `k${index}`))).to.deep.equal(['term 1', 'term 1', 'term 2', 'term 2', undefined])
+    }))
+
+  it('hazard D7.56: a write that comes while leadership is handed over is answered with who leads then, not with an error that has its client search', () =>
+    withEngine(async (fixture) => {
+      fixture.append('a', 1, [0, 0], run(1, 1, 1), 1)
+      await until(() => fixture.status.durableIndex === 1)
+      fixture.receive({ type: 'timeout-now', from: 'a', to: 'b', term: 1 })
+      await until(() => fixture.status.term === 2 && fixture.status.role === 'candidate')
+      await until(() => sentTo(fixture, 'a').some(({ type }) => type === 'vote-request'))
+      const request = sentTo(fixture, 'a').find((message): message is VoteRequest => message.type === 'vote-request')!
+      fixture.receive({ type: 'vote-reply', from: 'a', to: 'b', term: 2, granted: true, sequence: request.sequence })
+      await until(() => fixture.status.role === 'leader')
+      const replica = fixture.engine.host.replica(1)!
+      fixture.receive({ type: 'heartbeat-reply', from: 'c', to: 'b', term: 2, round: 0 })
+      const outcome = replica.transfer('c')
+      const answers: unknown[] = []
+      replica.propose(putBatch(1, 'held', 'back'), (_results, refusal) => answers.push([refusal, replica.leader]))
+      await turns()
+      expect(answers).to.deep.equal([])
+      fixture.append('c', 3, [1, 1], [], 1)
+      await until(() => answers.length > 0)
+      expect(answers).to.deep.equal([['not-leader', 'c']])
+      // It had not been asked yet to take over: that it leads is its own doing.
+      expect(await outcome).to.equal('lost')
     }))
 })

@@ -28,6 +28,10 @@ export class CoreWrapper implements Consensus {
     return this.inner.term
   }
 
+  get isTransferring(): boolean {
+    return this.inner.isTransferring
+  }
+
   get leader(): NodeId | null {
     return this.inner.leader
   }
