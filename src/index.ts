@@ -4,6 +4,7 @@ export type { Runtime } from './base/runtime.js'
 export type { Limits } from './engine/command.js'
 export type { EngineTuning, GroupStatus } from './engine/engine.js'
 export type * from './engine/kv.js'
+export { type LocalEvents, type LocalOptions, type LocalStore, openLocal } from './local.js'
 export { createLocks, type LockHandle, LockLostError, LockNotHeldError, type Locks, LockTimeoutError, type NamedLock } from './lock/index.js'
 export {
   defineJob,

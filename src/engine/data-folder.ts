@@ -4,6 +4,7 @@
  * Invariants: 1. the log's half is written before the state's, so a state without a log beside it is a folder that lost a part, and is refused; 2. of a folder's replicas each has one
  * record, written with `sync` before the replica takes part.
  */
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { RefusedError } from '../base/errors.js'
 import type { NodeId } from '../raft/types.js'
@@ -26,6 +27,9 @@ import {
   readReplicas,
 } from './identity.js'
 
+/** The database of a store without replication, in a data folder of its own (local-engine.ts). A node's are `log` and `state`. */
+export const localFolder = 'local'
+
 export class DataFolder {
   readonly location: string
   readonly log: Database
@@ -38,6 +42,7 @@ export class DataFolder {
   }
 
   static async open(location: string, openDatabase: OpenDatabase, cacheBytes: number): Promise<DataFolder> {
+    if (existsSync(join(location, localFolder))) throw new RefusedError('WRONG_FOLDER', `${location} belongs to a store without replication`)
     const log = await openDatabase(join(location, 'log'), { cacheBytes: 8 * 1024 * 1024, writeBufferBytes: 16 * 1024 * 1024 })
     try {
       const state = await openDatabase(join(location, 'state'), { cacheBytes, writeBufferBytes: 16 * 1024 * 1024 })

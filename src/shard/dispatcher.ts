@@ -99,6 +99,7 @@ export class Dispatcher {
   #flushScheduled = false
   #cancelSweep: Cancel | null = null
   #closed = false
+  #closeReason: { readonly cause?: unknown } = {}
   #isHeld: boolean
 
   constructor(options: DispatcherOptions) {
@@ -138,7 +139,7 @@ export class Dispatcher {
   wait<Result>(options: WaitOptions, make: (sequence: number, waiting: Waiting<Result>) => Operation): Promise<Result> {
     const { timeoutMs = this.#options.requestTimeoutMs, signal } = options
     if (!(timeoutMs >= 0)) throw new InvalidArgumentError(`Expected \`timeoutMs\` to be a number of at least 0, got ${timeoutMs}`)
-    if (this.#closed) throw new ClosedError('the node is closed')
+    if (this.#closed) throw new ClosedError('the node is closed', this.#closeReason)
     signal?.throwIfAborted()
     if (this.#waiting.size >= this.#options.maxWaitingOperations || this.#waitingBytes >= this.#options.maxWaitingBytes) {
       throw new OverloadedError(`${this.#waiting.size} operations with ${this.#waitingBytes} bytes wait already`)
@@ -378,17 +379,20 @@ export class Dispatcher {
     })
   }
 
-  /** Rejects what still waits: ClosedError, or OutcomeUnknownError for writes under way. Idempotent. */
-  close(): void {
+  /** Rejects what still waits and what comes: ClosedError, or OutcomeUnknownError for writes under way; with the cause, if it is named. Idempotent. */
+  close(cause?: unknown): void {
     if (this.#closed) return
     this.#closed = true
+    if (cause !== undefined) this.#closeReason = { cause }
     this.#cancelSweep?.()
     for (const route of this.#routes.values()) route.close()
     for (const operation of [...this.#waiting]) {
       const unknown = operation.kind === 'write' && operation.uncertain
       this.#fail(
         operation,
-        unknown ? new OutcomeUnknownError('the node was closed while the write was under way') : new ClosedError('the node is closed'),
+        unknown
+          ? new OutcomeUnknownError('the node was closed while the write was under way', this.#closeReason)
+          : new ClosedError('the node is closed', this.#closeReason),
       )
     }
     this.#attempts.clear()

@@ -136,9 +136,9 @@ export class KvClient implements KV {
     this.#dispatcher.release()
   }
 
-  /** Rejects what still waits: ClosedError, or OutcomeUnknownError for writes under way. Idempotent. */
-  close(): void {
-    this.#dispatcher.close()
+  /** Rejects what still waits and what comes: ClosedError, or OutcomeUnknownError for writes under way; with the cause, if it is named. Idempotent. */
+  close(cause?: unknown): void {
+    this.#dispatcher.close(cause)
   }
 }
 

@@ -37,9 +37,10 @@ const layerRules: Readonly<Record<string, LayerRule>> = {
   lock: { sources: ['base', 'engine/kv.ts'], packages: ['node:events', '@msgpack/msgpack'] },
   mapreduce: { sources: ['base', 'engine/kv.ts', 'transport', 'lock'], packages: ['node:', '@msgpack/msgpack', 'p-queue', 'piscina'] },
   // The simulator of whole nodes opens nodes.
-  testing: { sources: [...belowNode, 'node.ts'], packages: ['node:', 'classic-level', 'abstract-level', '@msgpack/msgpack'] },
+  testing: { sources: [...belowNode, 'node.ts', 'local.ts'], packages: ['node:', 'classic-level', 'abstract-level', '@msgpack/msgpack'] },
   'node.ts': { sources: belowNode, packages: ['node:', 'classic-level', '@msgpack/msgpack', 'p-queue'] },
-  'index.ts': { sources: [...belowNode, 'node.ts'], packages: [] },
+  'local.ts': { sources: belowNode, packages: ['node:'] },
+  'index.ts': { sources: [...belowNode, 'node.ts', 'local.ts'], packages: [] },
 }
 
 function layerOf(path: string): string {
