@@ -27,15 +27,19 @@ export async function reliablePut(lab: Lab): Promise<void> {
   expect(await kv.get('y')).to.equal(undefined)
 }
 
+/** Puts of each client at least, however slow the machine: a number of puts in a time says something of the machine alone. */
+const leastPuts = 5
+
 /** TestPutConcurrentReliable: ten clients put upon the versions they know; the version counts the puts that succeeded. */
 export async function putConcurrent(lab: Lab, options: { readonly timeoutMs?: number } = {}): Promise<PutCounts> {
   const counts: PutCounts = { ok: 0, maybe: 0 }
   await withClients(lab, 10, 1000, async (kv, client, over) => {
     let version = 0
-    while (!over()) version = await onePut(kv, client, 'k', version, counts, options)
+    for (let done = 0; done < leastPuts || !over(); done++) version = await onePut(kv, client, 'k', version, counts, options)
   })
   const { version } = await read(await lab.createClient(), 'k')
   checkPutCounts(lab.network, version, counts)
+  expect(counts.ok + counts.maybe).to.be.at.least(10 * leastPuts)
   expect(counts.ok).to.be.greaterThan(10)
   return counts
 }

@@ -38,8 +38,8 @@ export async function exclusion(lab: LockLab, clients: number): Promise<LockCoun
     const locks = makeLocks(lab, kv)
     // From 2026 on a client takes and releases a second lock first.
     await (await locks.acquire(`second ${client % 3}`)).release()
-    // Once at least, however slow the machine: what the lab wants is that everybody gets in.
-    do {
+    // Twice at least, however slow the machine: what the lab wants is that everybody gets in, and in again.
+    for (let own = 0; own < 2 || !over(); own++) {
       const handle = await locks.acquire('l')
       tokens.push(handle.token)
       const found = await read(kv, 'l0')
@@ -52,12 +52,12 @@ export async function exclusion(lab: LockLab, clients: number): Promise<LockCoun
       expect(handle.held, 'the lease was lost in the middle').to.equal(true)
       expect(await handle.release()).to.deep.equal({ released: true })
       counts.grants++
-    } while (!over())
+    }
     await locks.close()
   }
   await withClients(lab, clients, 2000, work, history)
   for (let at = 1; at < tokens.length; at++) expect(tokens[at]! > tokens[at - 1]!, 'a token that does not rise').to.equal(true)
-  expect(counts.grants).to.be.at.least(clients)
+  expect(counts.grants).to.be.at.least(2 * clients)
   return counts
 }
 
