@@ -21,6 +21,9 @@ export interface ClusterLabOptions extends NodeLabOptions {
 /** Clerks try for ever, as good as. */
 const foreverMs = 3_600_000
 
+/** Ten times as often as in production: scenarios are short. */
+const flushAfterMs = 500
+
 const clientDisk = { syncMeanUs: 0, writeMeanUs: 0, readMeanUs: 0, rotateBytes: 1, compactMeanUs: 1 }
 
 export class ClusterLab extends NodeLab implements Lab {
@@ -31,7 +34,9 @@ export class ClusterLab extends NodeLab implements Lab {
   /** Snapshots installed. */
   installs = 0
   readonly #clients: SimulatedNode[] = []
+  #clerks = 0
   #partition: (() => void)[] = []
+  #clerkCuts: (() => void)[] = []
 
   constructor(options: ClusterLabOptions) {
     const { unreliable, maxRaftState } = options
@@ -45,7 +50,7 @@ export class ClusterLab extends NodeLab implements Lab {
         requestTimeoutMs: foreverMs,
         openTimeoutMs: foreverMs,
         attemptTimeoutMs: unreliable ? 100 : 1000,
-        tuning: { snapshotChunkBytes: 1024, ...(maxRaftState === null ? {} : { compactLogBytes: maxRaftState }) },
+        tuning: { flushAfterMs, snapshotChunkBytes: 1024, ...(maxRaftState === null ? {} : { compactLogBytes: maxRaftState }) },
       },
     })
     this.network = unreliable ? 'unreliable' : 'reliable'
@@ -66,9 +71,15 @@ export class ClusterLab extends NodeLab implements Lab {
     super.close()
   }
 
-  /** Runs the scenario to its end. */
+  /** Runs the scenario to its end, once every server is in the cluster: founders begin together or not at all. */
   run(scenario: (lab: ClusterLab) => Promise<void>): Promise<void> {
-    return this.world.settle(scenario(this), foreverMs * 1000, 'the scenario')
+    const begin = async () => {
+      await this.eventually('the servers become a cluster', 30_000, () =>
+        this.servers.every(({ node }) => node.state === 'up' && node.node?.status().state === 'member'),
+      )
+      await scenario(this)
+    }
+    return this.world.settle(begin(), foreverMs * 1000, 'the scenario')
   }
 
   override sleep(durationMs: number): Promise<void> {
@@ -84,13 +95,13 @@ export class ClusterLab extends NodeLab implements Lab {
 
   /** A clerk of its own; with a list of servers, one that reaches only those. */
   async createClient(to?: readonly number[]): Promise<KV> {
-    const number = this.#clients.length + 1
+    // Never a number twice: it fixes what the clerk draws, its session too.
+    const number = ++this.#clerks
     const client = new SimulatedNode(this.environment, this.servers.length + number, `c${number}`, 'client', clientDisk, 1)
     this.#clients.push(client)
     this.servers.forEach(({ node }, server) => {
       if (to === undefined || to.includes(server)) return
-      this.links.cut(client.address, node.address)
-      this.links.cut(node.address, client.address)
+      this.#clerkCuts.push(this.links.cut(client.address, node.address), this.links.cut(node.address, client.address))
     })
     client.start()
     await this.eventually('a clerk finds a server', 10_000, () => client.state === 'up')
@@ -112,6 +123,11 @@ export class ClusterLab extends NodeLab implements Lab {
         for (const server of side) this.#partition.push(this.links.cut(this.servers[server]!.node.address, this.servers[other]!.node.address))
       }
     }
+  }
+
+  /** Every clerk reaches every server from now on. */
+  connectClerks(): void {
+    for (const undo of this.#clerkCuts.splice(0)) undo()
   }
 
   connectAll(): void {
@@ -170,6 +186,16 @@ export class ClusterLab extends NodeLab implements Lab {
     return record && { value: Buffer.from(record.value).toString(), version: record.version }
   }
 
+  /** Every server applies the same log to the same state: once all have applied as much, each holds what the others hold. */
+  async checkSameState(keys: Iterable<string>): Promise<void> {
+    const applied = () => new Set(this.servers.map(({ replica }) => replica?.appliedIndex))
+    await this.eventually('all servers apply as much', 30_000, () => applied().size === 1)
+    for (const key of new Set(keys)) {
+      const states = this.servers.map((_, server) => this.stateOf(server, key))
+      for (const state of states) expect(state, `key ${key}`).to.deep.equal(states[0])
+    }
+  }
+
   /** The largest log of any server. */
   get largestRaftState(): number {
     return Math.max(...this.servers.map((_, server) => this.raftStateBytes(server)))
@@ -185,25 +211,26 @@ export class ClusterLab extends NodeLab implements Lab {
     for (const { replica } of this.servers) if (replica !== null) expect(replica.core.firstIndex, 'first entry of a log').to.equal(1)
   }
 
-  /** Bytes of all records that a snapshot of this server's replica holds. */
+  /** Bytes of all records that a snapshot of this server's replica would hold now, once its state is flushed. */
   async snapshotBytes(server: number): Promise<number> {
     const { node, replica } = this.servers[server]!
+    const read = async () => {
+      const capture = replica!.capture()
+      let bytes = 0
+      let after: Uint8Array | null = null
+      for (;;) {
+        const { records, isLast } = await capture.read(after, 65_536)
+        for (const [key, value] of records) bytes += key.length + value.length
+        after = records.at(-1)?.[0] ?? after
+        if (!isLast) continue
+        await capture.close()
+        return bytes
+      }
+    }
+    await this.sleep(2 * flushAfterMs)
     return new Promise((resolve, reject) => {
       node.process!.complete(0, () => {
-        const count = async () => {
-          const capture = replica!.capture()
-          let bytes = 0
-          let after: Uint8Array | null = null
-          for (;;) {
-            const { records, isLast } = await capture.read(after, 65_536)
-            for (const [key, value] of records) bytes += key.length + value.length
-            after = records.at(-1)?.[0] ?? after
-            if (!isLast) continue
-            await capture.close()
-            return bytes
-          }
-        }
-        count().then(resolve, reject)
+        read().then(resolve, reject)
       })
     })
   }
