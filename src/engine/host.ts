@@ -84,7 +84,7 @@ export class Host {
     this.#options = options
     this.#liveness = new Liveness({
       runtime: options.runtime,
-      intervalMs: options.heartbeatIntervalMs,
+      intervalMs: 2 * options.heartbeatIntervalMs,
       silenceMs: options.electionTimeoutMs,
       beat: (node) => this.#beat(node),
       onSilent: (node) => this.peerLost(node),

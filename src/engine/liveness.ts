@@ -1,5 +1,5 @@
 /**
- * Liveness: whether the nodes that this one shares resting groups with are alive. One sign a heartbeat interval and node pair stands for all groups that rest (raft/rest.ts).
+ * Liveness: whether the nodes that this one shares resting groups with are alive. One sign every two heartbeat intervals and node pair stands for all groups that rest (raft/rest.ts).
  *
  * Invariants:
  * 1. Only nodes with resting groups are watched, both ways, and for as long as resting heartbeats pass: those of busy groups need no signs.
@@ -25,7 +25,7 @@ interface Peer {
   isSilent: boolean
 }
 
-/** Silence of resting heartbeats, in intervals, after which a node is watched no more: resting leaders send one every fifth. */
+/** Silence of resting heartbeats, in intervals, after which a node is watched no more: resting leaders send one every tenth. */
 const watchIntervals = 100
 
 export class Liveness {

@@ -12,9 +12,9 @@
 import type { RaftOptions } from './types.js'
 
 /** Heartbeat intervals between the heartbeats of a leader at rest. */
-const restIntervals = 5
+const restIntervals = 10
 /** How many election timeouts a follower waits after a resting heartbeat, before a time drawn from one more. */
-export const restTimeoutFactor = 4
+export const restTimeoutFactor = 6
 
 /** How long a follower stands by a leader after a resting heartbeat. */
 export function restPromiseMs({ electionTimeoutMs, heartbeatIntervalMs }: RaftOptions): number {
