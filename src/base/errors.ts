@@ -36,22 +36,29 @@ export class QuorateError extends Error {
   }
 }
 
-/** A wrong argument or one over a limit; nothing was sent. Codes: `INVALID_ARGUMENT`, `KEY_TOO_LARGE`, `VALUE_TOO_LARGE`, `EMPTY_KEY`, … */
+/** A wrong argument or one over a limit; nothing was sent. Codes: `INVALID_ARGUMENT`, `KEY_TOO_LARGE`, `VALUE_TOO_LARGE`, `EMPTY_KEY`, `CROSS_SHARD`, … */
 export class InvalidArgumentError extends QuorateError {
   constructor(message: string, code = 'INVALID_ARGUMENT', options?: QuorateErrorOptions) {
     super(code, message, false, options)
   }
 }
 
-/** A condition of the write (`ifVersion`, `ifRevision`) did not hold; nothing was changed. Code `CONDITION_FAILED`. */
+/** Which condition it was. */
+export type ConditionCode = 'CONDITION_FAILED' | 'FENCED' | 'NOT_A_NUMBER' | 'NUMBER_OUT_OF_RANGE'
+
+/**
+ * A condition of the write did not hold; nothing was changed. Codes: `CONDITION_FAILED` (`ifVersion`, `ifRevision`), `FENCED` (the fence; version and revision are those of the
+ * fence's key), and of `increment`: `NOT_A_NUMBER`, `NUMBER_OUT_OF_RANGE`.
+ */
 export class ConditionFailedError extends QuorateError {
+  declare readonly code: ConditionCode
   /** The version that the key has now; 0 when it is absent. */
   readonly actualVersion: number
   /** The revision of the key's last write; 0 when it is absent. */
   readonly actualRevision: number
 
-  constructor(message: string, actualVersion: number, actualRevision: number, options?: QuorateErrorOptions) {
-    super('CONDITION_FAILED', message, false, options)
+  constructor(message: string, actualVersion: number, actualRevision: number, options?: QuorateErrorOptions & { code?: ConditionCode }) {
+    super(options?.code ?? 'CONDITION_FAILED', message, false, options)
     this.actualVersion = actualVersion
     this.actualRevision = actualRevision
   }

@@ -5,16 +5,24 @@
  * 1. Deterministic: the result depends on the log alone; no clock, chance or iteration order comes in.
  * 2. A request (session, sequence) takes effect at most once: its completion record is written in its shard, in the same flush as the effect,
  *    and a repeat gets the first answer. Records below the session's low-water mark are dropped.
- * 3. A shard's revision rises by one with each effective write in it and never goes back, deletes included.
+ * 3. A shard's revision rises by one with each command that changes it, however much that writes, and never goes back, deletes included.
  * 4. A key's version is 1 when it is created and rises by one with each write.
+ * 5. A command has its whole effect or none. What the bodies of results hold is bounded, for a batch and for a session: beyond that a command is done by nobody and asked again.
  */
 import { toLatin1 } from '../base/bytes.js'
-import { type Command, type CommandBatch, type CommandResult, CommandStatus, readBatch } from './command.js'
+import { type Command, type CommandBatch, type CommandResult, CommandStatus, CommandType, readBatch } from './command.js'
+import { decodeInteger, formatInteger, isInteger, parseInteger } from './integer.js'
 import { RecordType, shardPrefix } from './records.js'
 import { SessionRecord } from './session-record.js'
 import { ShardRecord } from './shard-record.js'
 import type { RecordCursor, StateStore } from './state-store.js'
+import { maxResultBytes, readTransaction, runTransaction } from './transaction.js'
 import { ValueRecord } from './value-record.js'
+
+/** Bytes of bodies in the results of one batch, and of those that a session's record keeps; a single one may always be as large as it may. */
+const maxBodyBytes = 2 * maxResultBytes
+const nothing = { version: 0, revision: 0 }
+const askAgain: CommandResult = { status: CommandStatus.again, version: 0, revision: 0 }
 
 interface ShardState {
   revision: number
@@ -25,6 +33,8 @@ interface ShardState {
 export class KvMachine {
   readonly #store: StateStore
   readonly #shards = new Map<number, ShardState>()
+  /** Of the batch that is being applied: bytes of the results' bodies. */
+  #bodyBytes = 0
 
   constructor(store: StateStore) {
     this.#store = store
@@ -34,6 +44,7 @@ export class KvMachine {
   apply(data: Uint8Array): CommandResult[] {
     const batch = readBatch(data)
     const session = toLatin1(batch.session)
+    this.#bodyBytes = 0
     return batch.commands.map((command) => this.#applyOnce(batch, session, command))
   }
 
@@ -47,14 +58,29 @@ export class KvMachine {
     if (record === undefined) record = new SessionRecord(batch.lowWater, new Map())
     else if (owned) record.trim(batch.lowWater)
     else record = record.raise(batch.lowWater)
-    const result = this.#execute(command)
-    record.complete(command.sequence, result)
-    if (!owned) this.#store.set(sessionKey, record)
+    const { revision } = this.#shard(command.shard)
+    const result = this.#execute(command, record)
+    const { body } = result
+    if (body === undefined) {
+      record.complete(command.sequence, result)
+      if (!owned) this.#store.set(sessionKey, record)
+      return result
+    }
+    this.#bodyBytes += body.length
+    // What had no effect may as well be done at another time: its answer, of any size, is not kept. That it is over is: a late copy of the request must not have an effect.
+    record.complete(command.sequence, this.#shard(command.shard).revision === revision ? askAgain : result)
+    this.#store.set(sessionKey, record)
     return result
   }
 
-  #execute(command: Command): CommandResult {
+  #execute(command: Command, session: SessionRecord): CommandResult {
     const shard = this.#shard(command.shard)
+    const { type, fence } = command
+    if (fence !== undefined) {
+      const { version, revision } = this.read(command.shard, fence.key) ?? nothing
+      if (revision !== fence.revision) return { status: CommandStatus.fenced, version, revision }
+    }
+    if (type === CommandType.transaction) return this.#transact(shard, command, session)
     const key = shardPrefix(command.shard, RecordType.value) + toLatin1(command.key)
     const before = this.#store.get(key) as ValueRecord | undefined
     const version = before?.version ?? 0
@@ -62,14 +88,46 @@ export class KvMachine {
     if ((command.ifVersion !== undefined && command.ifVersion !== version) || (command.ifRevision !== undefined && command.ifRevision !== revision)) {
       return { status: CommandStatus.conditionFailed, version, revision }
     }
-    if (command.value === null) {
-      if (before === undefined) return { status: CommandStatus.absent, version: 0, revision: shard.revision }
-      this.#store.set(key, null)
-      return { status: CommandStatus.ok, version: 0, revision: this.#raise(shard) }
+    switch (type) {
+      case CommandType.put: {
+        const raised = this.#raise(shard)
+        this.#store.set(key, new ValueRecord(version + 1, raised, command.value!))
+        return { status: CommandStatus.ok, version: version + 1, revision: raised }
+      }
+      case CommandType.delete:
+        if (before === undefined) return { status: CommandStatus.absent, version: 0, revision: shard.revision }
+        this.#store.set(key, null)
+        return { status: CommandStatus.ok, version: 0, revision: this.#raise(shard) }
+      case CommandType.increment: {
+        const present = before === undefined ? 0n : parseInteger(before.value)
+        if (present === null) return { status: CommandStatus.notANumber, version, revision }
+        const sum = present + decodeInteger(command.value!)
+        if (!isInteger(sum)) return { status: CommandStatus.outOfRange, version, revision }
+        const body = formatInteger(sum)
+        const raised = this.#raise(shard)
+        this.#store.set(key, new ValueRecord(version + 1, raised, body))
+        return { status: CommandStatus.ok, version: version + 1, revision: raised, body }
+      }
+      default:
+        return type satisfies never
     }
-    const raised = this.#raise(shard)
-    this.#store.set(key, new ValueRecord(version + 1, raised, command.value))
-    return { status: CommandStatus.ok, version: version + 1, revision: raised }
+  }
+
+  #transact(shard: ShardState, { shard: number, value }: Command, session: SessionRecord): CommandResult {
+    const prefix = shardPrefix(number, RecordType.value)
+    const read = (key: string) => this.#store.get(prefix + key) as ValueRecord | undefined
+    const outcome = runTransaction(readTransaction(value!), { revision: shard.revision, read })
+    if (outcome === null) return { status: CommandStatus.tooLarge, version: 0, revision: 0 }
+    const { writes, body } = outcome
+    const bytes = body?.length ?? 0
+    if (this.#bodyBytes > 0 && this.#bodyBytes + bytes > maxBodyBytes) return askAgain
+    if (writes.size === 0) return { status: CommandStatus.ok, version: 0, revision: shard.revision, body }
+    if (session.bodyBytes > 0 && session.bodyBytes + bytes > maxBodyBytes) return askAgain
+    const revision = this.#raise(shard)
+    for (const [key, stored] of writes) {
+      this.#store.set(prefix + key, stored && new ValueRecord(stored.version, revision, stored.value))
+    }
+    return { status: CommandStatus.ok, version: 0, revision, body }
   }
 
   #raise(shard: ShardState): number {

@@ -90,27 +90,34 @@ export function readReadResult(reader: Reader): ReadResult | undefined {
   return { version, revision: reader.varint(), value: reader.bytes() }
 }
 
+/** What a scan wants to know of its entries. */
+export const ScanForm = { entries: 0, keys: 1, count: 2 } as const
+export type ScanForm = (typeof ScanForm)[keyof typeof ScanForm]
+
 /** A page of a scan: keys in [gte, lt); a null `lt` means to the end. */
 export interface ScanRequest {
   readonly gte: Uint8Array
   readonly lt: Uint8Array | null
   readonly reverse: boolean
+  readonly form: ScanForm
   readonly maxEntries: number
   readonly maxBytes: number
 }
 
 export function writeScanRequest(writer: Writer, request: ScanRequest): void {
-  writer.u8((request.reverse ? 1 : 0) | (request.lt === null ? 2 : 0)).bytes(request.gte)
+  writer.u8((request.reverse ? 1 : 0) | (request.lt === null ? 2 : 0) | (request.form << 2)).bytes(request.gte)
   if (request.lt !== null) writer.bytes(request.lt)
   writer.varint(request.maxEntries).varint(request.maxBytes)
 }
 
 export function readScanRequest(reader: Reader): ScanRequest {
   const flags = reader.u8()
-  if (flags > 3) throw new CorruptionError(`unknown scan flags ${flags}`, 'MALFORMED')
+  const form = flags >> 2
+  if (form > ScanForm.count) throw new CorruptionError(`unknown scan flags ${flags}`, 'MALFORMED')
   const gte = reader.bytes()
   const lt = flags & 2 ? null : reader.bytes()
-  const request = { gte, lt, reverse: (flags & 1) !== 0, maxEntries: reader.varint(), maxBytes: reader.varint() }
+  const maxEntries = reader.varint()
+  const request = { gte, lt, reverse: (flags & 1) !== 0, form: form as ScanForm, maxEntries, maxBytes: reader.varint() }
   reader.end()
   return request
 }
@@ -120,25 +127,34 @@ export interface ScanEntry extends ReadResult {
 }
 
 export interface ScanPage {
+  /** Without their values when keys alone were asked for; none when a count was. */
   readonly entries: readonly ScanEntry[]
+  /** How many entries the page stands for, and the key of the last one; null when there is none. */
+  readonly count: number
+  readonly last: Uint8Array | null
   /** More keys of the range may follow the last entry. */
   readonly more: boolean
   /** How far the state was applied that it shows. */
   readonly appliedIndex: number
 }
 
-export function encodeScanPage({ entries, more, appliedIndex }: ScanPage): Uint8Array {
-  const writer = new Writer(4096).u8(more ? 1 : 0).varint(entries.length)
+export function encodeScanPage({ entries, count, last, more, appliedIndex }: ScanPage): Uint8Array {
+  const writer = new Writer(4096)
+    .u8(more ? 1 : 0)
+    .varint(count)
+    .varint(entries.length)
   for (const entry of entries) {
     writer.bytes(entry.key)
     writeReadResult(writer, entry)
   }
+  if (entries.length < count) writer.bytes(last!)
   writer.varint(appliedIndex)
   return writer.finish()
 }
 
 export function readScanPage(reader: Reader): ScanPage {
   const more = reader.u8() === 1
+  const count = reader.varint()
   const entries: ScanEntry[] = []
   for (let left = reader.count(4); left > 0; left--) {
     const key = reader.bytes()
@@ -146,14 +162,18 @@ export function readScanPage(reader: Reader): ScanPage {
     if (result === undefined) throw new CorruptionError('absent entry in a scan page', 'MALFORMED')
     entries.push({ key, ...result })
   }
+  const last = entries.length < count ? reader.bytes() : (entries.at(-1)?.key ?? null)
   const appliedIndex = reader.varint()
   reader.end()
-  return { entries, more, appliedIndex }
+  return { entries, count, last, more, appliedIndex }
 }
 
-export function writeResults(writer: Writer, results: readonly CommandResult[]): void {
-  writer.varint(results.length)
-  for (const result of results) writeResult(writer, result)
+/** Writes the results, those from the first on that fit into about `maxBytes`, but at least one. */
+export function writeResults(writer: Writer, results: readonly CommandResult[], maxBytes = Number.POSITIVE_INFINITY): void {
+  let count = 0
+  for (let bytes = 0; count < results.length && (count === 0 || bytes <= maxBytes); count++) bytes += results[count]!.body?.length ?? 0
+  writer.varint(count)
+  for (let at = 0; at < count; at++) writeResult(writer, results[at]!)
 }
 
 export function readResults(reader: Reader): CommandResult[] {

@@ -17,6 +17,7 @@ import {
   readRequestHead,
   readScanRequest,
   type ScanEntry,
+  ScanForm,
   type ScanPage,
   type ScanRequest,
   writeReadResult,
@@ -41,7 +42,7 @@ const requestOverheadBytes = 200
 const defaultMaxBytesUnderWay = 256 * 1024 * 1024
 const maxScans = 64
 const maxPageEntries = 10_000
-/** A reply to a read or scan is ended when it holds so much; what is left of a read is asked for again. */
+/** A reply is ended when it holds so much; what is left of a read or write is asked for again. */
 const maxReplyBytes = 4 * 1024 * 1024
 const nothing = new Uint8Array(0)
 
@@ -112,7 +113,7 @@ export class KvService {
     replica.propose(payload, (results, refusal) => {
       if (results === null) return refuse(replica, refusal!, reply)
       const writer = new Writer(results.length * 12 + 8)
-      writeResults(writer, results)
+      writeResults(writer, results, maxReplyBytes)
       reply(ReplyStatus.done, writer.view())
     })
   }
@@ -193,6 +194,7 @@ async function mergePage(cursors: readonly RecordCursor[], request: ScanRequest)
   const maxBytes = Math.min(request.maxBytes, maxReplyBytes)
   const entries: ScanEntry[] = []
   let bytes = 0
+  let last: Uint8Array | null = null
   try {
     const heads: { key: string; record: ValueRecord; cursor: RecordCursor }[] = []
     const advance = async (cursor: RecordCursor) => {
@@ -200,14 +202,18 @@ async function mergePage(cursors: readonly RecordCursor[], request: ScanRequest)
       if (found !== undefined) insertHead(heads, { key: found.key.slice(3), record: found.record as ValueRecord, cursor }, request.reverse)
     }
     await Promise.all(cursors.map(advance))
-    for (;;) {
-      const head = heads.pop()
-      if (head === undefined) return { entries, more: false }
-      if (entries.length >= maxEntries || (bytes >= maxBytes && entries.length > 0)) return { entries, more: true }
+    for (let count = 0; ; count++) {
+      const head = heads.at(-1)
+      if (head === undefined) return { entries, count, last, more: false }
+      if (count > 0 && (count >= maxEntries || bytes >= maxBytes)) return { entries, count, last, more: true }
+      heads.pop()
       const { version, revision, value } = head.record
-      const key = Buffer.from(head.key, 'latin1')
-      entries.push({ key, version, revision, value })
-      bytes += key.length + value.length
+      last = Buffer.from(head.key, 'latin1')
+      if (request.form !== ScanForm.count) {
+        const sent = request.form === ScanForm.keys ? nothing : value
+        entries.push({ key: last, version, revision, value: sent })
+        bytes += last.length + sent.length
+      }
       await advance(head.cursor)
     }
   } finally {

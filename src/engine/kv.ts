@@ -4,7 +4,10 @@
  *
  * 1. Single-key operations are linearizable. 2. A key's version counts its writes since it was created (0: absent). 3. A revision
  * rises with each write in the key's shard and never goes back, deletes included: fencing tokens are revisions. 4. A write takes effect at most once,
- * whatever is retried inside; the one doubt that is left is OutcomeUnknownError, when the caller's deadline or signal ends first.
+ * whatever is retried inside; the one doubt that is left is OutcomeUnknownError, when the caller's deadline or signal ends first. 5. A transaction happens in one shard, whole
+ * or not at all, at one point in time; all that it writes carries one revision. A single write is a transaction of one.
+ *
+ * Keys are in one shard when they have the same text between their first `{` and the next `}` (`{order 7}/head`, `{order 7}/lines`).
  */
 
 /** Keys are bytes; strings are taken as UTF-8. Between 1 and `maxKeyBytes` bytes. */
@@ -52,7 +55,21 @@ export interface ReadOptions extends WaitOptions {
   readonly onPosition?: ((position: ReadPosition) => void) | undefined
 }
 
-export interface WriteOptions extends WaitOptions {
+/**
+ * «Only while that key's last write has this revision»: what a holder of some right (an election won, a job claimed) puts on its writes, so that none of them takes effect
+ * after somebody else has taken the right over. The key must be in the shard of what is written. Revision 0 means that the key must be absent.
+ */
+export interface Fence {
+  readonly key: KeyLike
+  readonly revision: number
+}
+
+export interface FenceOptions extends WaitOptions {
+  /** Writes only while this holds. Otherwise ConditionFailedError with code `FENCED`, and nothing is changed. */
+  readonly fence?: Fence | undefined
+}
+
+export interface WriteOptions extends FenceOptions {
   /** Writes only when the key has this version now; 0 means absent. Otherwise ConditionFailedError. */
   readonly ifVersion?: number | undefined
   /** Writes only when the key's last write has this revision; 0 means absent. Otherwise ConditionFailedError. */
@@ -83,12 +100,76 @@ export interface ScanOptions extends ReadOptions {
   readonly reverse?: boolean | undefined
   /** At most so many entries. Default: no limit. */
   readonly limit?: number | undefined
+  /** Leaves the values where they are: the entries have empty ones. Default false. */
+  readonly keysOnly?: boolean | undefined
 }
 
+/** A condition on one key. All that is given must hold, and something must be given. */
+export interface Compare {
+  readonly key: KeyLike
+  /** The key's version; 0 means absent. */
+  readonly version?: number | undefined
+  /** The revision of the key's last write; 0 means absent. */
+  readonly revision?: number | undefined
+  /** The key is there with exactly these bytes. */
+  readonly value?: ValueLike | undefined
+  /** True: the key is absent; false: it is there. */
+  readonly absent?: boolean | undefined
+}
+
+export interface GetOperation {
+  readonly get: KeyLike
+}
+
+export interface PutOperation {
+  readonly put: KeyLike
+  readonly value: ValueLike
+}
+
+export interface DeleteOperation {
+  readonly delete: KeyLike
+}
+
+export type TxnOperation = GetOperation | PutOperation | DeleteOperation
+export type BatchOperation = PutOperation | DeleteOperation
+
+/** When all of `if` holds (also when there is none) `then` is done, else `else`. Operations are done in order, and each sees what those before it did. */
+export interface TxnRequest {
+  readonly if?: readonly Compare[] | undefined
+  readonly then?: readonly TxnOperation[] | undefined
+  readonly else?: readonly TxnOperation[] | undefined
+}
+
+/** What one operation of a transaction did: a get the entry or undefined, a put its WriteResult, a delete its DeleteResult. */
+export type TxnOperationResult = KeyValue | undefined | WriteResult | DeleteResult
+
+export interface TxnResult {
+  /** Whether all of `if` held. */
+  readonly succeeded: boolean
+  /** The shard's revision after the transaction: one more than before when it wrote anything, and that of all its writes. */
+  readonly revision: number
+  /** One for each operation of `then` or of `else`, in order. */
+  readonly results: readonly TxnOperationResult[]
+}
+
+export interface BatchResult {
+  /** The shard's revision after the batch: that of all its writes. */
+  readonly revision: number
+}
+
+/** A value, or what makes one when it is needed. */
+export type ValueSource = ValueLike | (() => ValueLike | Promise<ValueLike>)
+/** What a key is to hold, given what it holds: a value, null to delete it, undefined to leave it as it is. */
+export type Updater = (current: KeyValue | undefined) => ValueLike | null | undefined | Promise<ValueLike | null | undefined>
+
+/**
+ * Every call that takes a key or a value over its limit, or an option of a wrong kind, rejects with InvalidArgumentError before anything is sent: `EMPTY_KEY`, `KEY_TOO_LARGE`,
+ * `VALUE_TOO_LARGE`, `CROSS_SHARD`, `TOO_MANY_OPERATIONS`, `BATCH_TOO_LARGE`, else `INVALID_ARGUMENT`.
+ */
 export interface KV {
   /** Reads a key, linearizably unless `consistency` says otherwise. Resolves to undefined when it is absent. */
   get(key: KeyLike, options?: ReadOptions): Promise<KeyValue | undefined>
-  /** Reads several keys, each linearizably, in the order asked; not one point in time. */
+  /** Reads several keys, each linearizably, in the order asked; not one point in time (`txn` is, for keys of one shard). */
   getMany(keys: readonly KeyLike[], options?: ReadOptions): Promise<(KeyValue | undefined)[]>
   /** Writes a key. Resolves when the write is durable on a majority. */
   put(key: KeyLike, value: ValueLike, options?: WriteOptions): Promise<WriteResult>
@@ -96,4 +177,46 @@ export interface KV {
   delete(key: KeyLike, options?: WriteOptions): Promise<DeleteResult>
   /** Entries in byte order of their keys, over all shards, fetched in pages as they are consumed. Each page is a consistent view of each group that it reads, linearizable unless `consistency` says otherwise. */
   scan(options?: ScanOptions): AsyncIterable<KeyValue>
+  /** How many entries a scan with these options would give. Counted where they are; nothing but numbers is sent. Not one point in time over all shards, as a scan is not. */
+  count(options?: ScanOptions): Promise<number>
+  /**
+   * Compares, and does one thing or the other, atomically. All keys must be in one shard, or InvalidArgumentError `CROSS_SHARD`. Conditions that do not hold are a result,
+   * not an error. Takes effect at most once, with the doubt that `put` has. When the gets in it find more than fits into an answer (2 MiB), nothing is done: `RESULT_TOO_LARGE`.
+   *
+   * @example
+   * const { succeeded } = await kv.txn({
+   *   if: [{ key: '{acc}/from', version: from.version }, { key: '{acc}/to', absent: false }],
+   *   then: [{ put: '{acc}/from', value: '90' }, { put: '{acc}/to', value: '110' }],
+   *   else: [{ get: '{acc}/from' }],
+   * })
+   */
+  txn(request: TxnRequest, options?: FenceOptions): Promise<TxnResult>
+  /**
+   * Writes several keys of one shard, all or none, in order; a key may come twice.
+   *
+   * @example
+   * await kv.batch([{ put: '{order 7}/head', value: head }, { delete: '{order 7}/draft' }])
+   */
+  batch(operations: readonly BatchOperation[], options?: FenceOptions): Promise<BatchResult>
+  /**
+   * The key's entry; when it is absent, the key is created with this value. Of many who call it at once one creates, and all get what that one wrote. A function is called only
+   * when the key was found absent, and then at most once.
+   */
+  getOrPut(key: KeyLike, value: ValueSource, options?: FenceOptions): Promise<KeyValue & { readonly created: boolean }>
+  /**
+   * Adds to a number: the value is the decimal text of a whole number between -2^63 and 2^63-1, an absent key counts as 0. Exactly once, unlike a get and a put. Nothing is changed
+   * when the value is no such text (ConditionFailedError `NOT_A_NUMBER`) or the sum is out of range (`NUMBER_OUT_OF_RANGE`).
+   *
+   * @example
+   * const { value } = await kv.increment('visits')   // 1n, 2n, 3n, …
+   */
+  increment(key: KeyLike, by?: number | bigint, options?: WriteOptions): Promise<WriteResult & { readonly value: bigint }>
+  /**
+   * Replaces what a key holds by what a function makes of it, atomically: when somebody else wrote the key meanwhile the function is called again with what is there then, so it
+   * should have no effects of its own. Resolves to the entry as it is left. `timeoutMs` is for all attempts together.
+   *
+   * @example
+   * await kv.update('config', (current) => JSON.stringify({ ...parse(current), debug: true }))
+   */
+  update(key: KeyLike, change: Updater, options?: FenceOptions): Promise<KeyValue | undefined>
 }

@@ -7,14 +7,21 @@ import type { StateRecord } from './record-table.js'
 export class SessionRecord implements StateRecord {
   #lowWater: number
   readonly #completions: Map<number, CommandResult>
+  #bodyBytes = 0
 
   constructor(lowWater: number, completions: Map<number, CommandResult>) {
     this.#lowWater = lowWater
     this.#completions = completions
+    for (const { body } of completions.values()) if (body !== undefined) this.#bodyBytes += body.length
   }
 
   get sizeBytes(): number {
-    return 64 + this.#completions.size * 64
+    return 64 + this.#completions.size * 64 + this.#bodyBytes
+  }
+
+  /** Bytes of the bodies of the answers that are kept. */
+  get bodyBytes(): number {
+    return this.#bodyBytes
   }
 
   /** The first answer to a request, or undefined when it was not yet made. */
@@ -34,11 +41,16 @@ export class SessionRecord implements StateRecord {
   trim(lowWater: number): void {
     if (lowWater <= this.#lowWater) return
     this.#lowWater = lowWater
-    for (const sequence of this.#completions.keys()) if (sequence < lowWater) this.#completions.delete(sequence)
+    for (const [sequence, { body }] of this.#completions) {
+      if (sequence >= lowWater) continue
+      this.#completions.delete(sequence)
+      if (body !== undefined) this.#bodyBytes -= body.length
+    }
   }
 
   complete(sequence: number, result: CommandResult): void {
     this.#completions.set(sequence, result)
+    if (result.body !== undefined) this.#bodyBytes += result.body.length
   }
 
   static decode(reader: Reader): SessionRecord {
@@ -50,7 +62,7 @@ export class SessionRecord implements StateRecord {
   }
 
   encode(): Uint8Array {
-    const writer = new Writer(16 + this.#completions.size * 12).varint(this.#lowWater).varint(this.#completions.size)
+    const writer = new Writer(16 + this.#completions.size * 12 + this.#bodyBytes).varint(this.#lowWater).varint(this.#completions.size)
     for (const [sequence, result] of this.#completions) {
       writer.varint(sequence - this.#lowWater)
       writeResult(writer, result)

@@ -11,7 +11,7 @@ import { asBuffer } from '../base/bytes.js'
 import { Reader, Writer } from '../base/codec.js'
 import { ClosedError, CorruptionError, InvalidArgumentError, OutcomeUnknownError, OverloadedError, QuorateError } from '../base/errors.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
-import { sessionIdBytes, writeBatchHeader, writeCommand } from '../engine/command.js'
+import { CommandStatus, sessionIdBytes, writeBatchHeader, writeCommand } from '../engine/command.js'
 import type { ReadPosition, WaitOptions } from '../engine/kv.js'
 import {
   Consistency,
@@ -146,8 +146,11 @@ export class Dispatcher {
     }
     const deadlineMs = this.#options.runtime.nowMs() + timeoutMs
     return new Promise((resolve, reject) => {
-      const operation = make(this.#nextSequence, { deadlineMs, resolve, reject, settled: false, uncertain: false, detach: null })
-      operation.detach = watchSignal(options, (aborted) => this.#fail(operation, abortedError(operation, aborted)))
+      const operation = make(this.#nextSequence, { deadlineMs, resolve, reject, settled: false, uncertain: false, detach: null, successor: null })
+      operation.detach = watchSignal(options, (aborted) => {
+        const waiting = lastOf(operation)
+        this.#fail(waiting, abortedError(waiting, aborted))
+      })
       if (operation.kind === 'write') {
         this.#nextSequence++
         this.#writesOf(operation.group).add(operation.sequence)
@@ -167,6 +170,21 @@ export class Dispatcher {
     this.#waitingBytes -= sizeOf(operation)
     if (operation.kind === 'write') this.#writesOf(operation.group).delete(operation.sequence)
     return true
+  }
+
+  /** Asks again, under a new sequence, what certainly had no effect under the old one. Whatever else is answered under that one is for an operation that is settled. */
+  #renew(operation: WriteOperation, route: GroupRoute): void {
+    if (operation.settled) return
+    const successor: WriteOperation = { ...operation, sequence: this.#nextSequence++, uncertain: false }
+    operation.settled = true
+    operation.successor = successor
+    this.#waiting.delete(operation)
+    this.#waiting.add(successor)
+    const writes = this.#writesOf(operation.group)
+    writes.delete(operation.sequence)
+    writes.add(successor.sequence)
+    route.add(successor)
+    this.#scheduleFlush()
   }
 
   #fail(operation: Operation, error: unknown): void {
@@ -301,11 +319,14 @@ export class Dispatcher {
     const { operations, route, kind, target } = attempt
     if (kind === RequestKind.write) {
       const results = readResults(reader)
-      if (results.length !== operations.length) return
+      if (results.length === 0 || results.length > operations.length) return
       for (let at = 0; at < results.length; at++) {
         const operation = operations[at] as WriteOperation
-        if (this.#settle(operation)) finishWrite(operation, results[at]!)
+        if (results[at]!.status === CommandStatus.again) this.#renew(operation, route)
+        else if (this.#settle(operation)) finishWrite(operation, results[at]!)
       }
+      // Large answers: the rest did not fit into the reply, and is kept.
+      if (results.length < operations.length) this.#retry(attempt)
     } else if (kind === RequestKind.read) {
       const count = reader.varint()
       if (count === 0 || count > operations.length) return
@@ -397,6 +418,13 @@ export class Dispatcher {
     }
     this.#attempts.clear()
   }
+}
+
+/** The one that waits for the answer now. */
+function lastOf(operation: Operation): Operation {
+  let last = operation
+  while (last.successor !== null) last = last.successor
+  return last
 }
 
 function readRest(reader: Reader): string {

@@ -3,19 +3,55 @@
  *
  * Invariants: 1. arguments over a limit or of a wrong kind are refused before anything is sent; 2. keys and values are copied: the caller may reuse its buffers at once.
  */
-import { toBytes } from '../base/bytes.js'
+import { asBuffer } from '../base/bytes.js'
 import { InvalidArgumentError } from '../base/errors.js'
-import { type Limits, metaShard, shardOf } from '../engine/command.js'
-import type { DeleteResult, KeyLike, KeyValue, KV, ReadOptions, ScanOptions, ValueLike, WriteOptions, WriteResult } from '../engine/kv.js'
+import { type CommandFence, CommandType, type Limits, metaShard, shardOf } from '../engine/command.js'
+import { encodeInteger } from '../engine/integer.js'
+import type {
+  BatchOperation,
+  BatchResult,
+  DeleteResult,
+  FenceOptions,
+  KeyLike,
+  KeyValue,
+  KV,
+  ReadOptions,
+  ScanOptions,
+  TxnOperationResult,
+  TxnRequest,
+  TxnResult,
+  Updater,
+  ValueLike,
+  ValueSource,
+  WaitOptions,
+  WriteOptions,
+  WriteResult,
+} from '../engine/kv.js'
+import { batchOf, checkCount, fenceOf, incrementBy, keyBytes, type PlacedTransaction, transactionOf, valueBytes } from '../engine/kv-arguments.js'
+import { getOrPut, update } from '../engine/kv-conveniences.js'
 import { Consistency, type ReadResult, type ScanPage, type ScanRequest } from '../engine/kv-protocol.js'
+import { encodeTransaction, readStepResults, type Step, StepKind, type StepResult } from '../engine/transaction.js'
 import type { NodeId } from '../raft/types.js'
 import { Dispatcher, type DispatcherOptions } from './dispatcher.js'
 import type { WriteAnswer } from './operations.js'
-import { scanGroups } from './scan.js'
+import { countGroups, scanGroups } from './scan.js'
 
 export interface KvClientOptions extends DispatcherOptions {
   readonly limits: Limits
 }
+
+/** A write before it has a request id. */
+interface WantedWrite {
+  readonly type: CommandType
+  readonly shard: number
+  readonly key: Uint8Array
+  readonly value: Uint8Array | null
+  readonly ifVersion: number | undefined
+  readonly ifRevision: number | undefined
+  readonly fence: CommandFence | undefined
+}
+
+const noKey = new Uint8Array(0)
 
 export class KvClient implements KV {
   readonly #options: KvClientOptions
@@ -38,22 +74,44 @@ export class KvClient implements KV {
   }
 
   async put(key: KeyLike, value: ValueLike, options: WriteOptions = {}): Promise<WriteResult> {
-    const { maxValueBytes } = this.#options.limits
-    if (typeof value !== 'string' && !(value instanceof Uint8Array)) {
-      throw new InvalidArgumentError(`Expected a value of type string or Uint8Array, got ${typeof value}`)
-    }
-    const bytes = toBytes(value)
-    if (bytes.length > maxValueBytes) {
-      throw new InvalidArgumentError(`The value has ${bytes.length} bytes, the limit is ${maxValueBytes}`, 'VALUE_TOO_LARGE')
-    }
-    // A copy: the caller may reuse its buffer while a retry still needs the value.
-    const { version, revision } = await this.#write(this.#checkKey(key), typeof value === 'string' ? bytes : Buffer.from(bytes), options)
+    const { limits } = this.#options
+    const content = valueBytes(value, limits)
+    const { version, revision } = await this.#writeKey(CommandType.put, keyBytes(key, limits), content, options)
     return { version, revision }
   }
 
   async delete(key: KeyLike, options: WriteOptions = {}): Promise<DeleteResult> {
-    const { revision, absent } = await this.#write(this.#checkKey(key), null, options)
+    const { revision, absent } = await this.#writeKey(CommandType.delete, this.#checkKey(key), null, options)
     return { deleted: !absent, revision }
+  }
+
+  async increment(key: KeyLike, by: number | bigint = 1, options: WriteOptions = {}): Promise<WriteResult & { readonly value: bigint }> {
+    const amount = encodeInteger(incrementBy(by))
+    const { version, revision, body } = await this.#writeKey(CommandType.increment, this.#checkKey(key), amount, options)
+    return { version, revision, value: BigInt(asBuffer(body!).toString('latin1')) }
+  }
+
+  async txn(request: TxnRequest, options: FenceOptions = {}): Promise<TxnResult> {
+    const { limits, router } = this.#options
+    const placed = transactionOf(request, router.shards, limits)
+    const { revision, body } = await this.#transact(placed, options)
+    const { succeeded, results } = readStepResults(body!, placed.transaction)
+    const steps = placed.transaction.branches[succeeded ? 0 : 1]
+    return { succeeded, revision, results: results.map((result, at) => toOperationResult(steps[at]!, result, revision)) }
+  }
+
+  async batch(operations: readonly BatchOperation[], options: FenceOptions = {}): Promise<BatchResult> {
+    const { limits, router } = this.#options
+    const { revision } = await this.#transact(batchOf(operations, router.shards, limits), options)
+    return { revision }
+  }
+
+  getOrPut(key: KeyLike, value: ValueSource, options: FenceOptions = {}): Promise<KeyValue & { readonly created: boolean }> {
+    return getOrPut(this.#conveniences, key, value, options)
+  }
+
+  update(key: KeyLike, change: Updater, options: FenceOptions = {}): Promise<KeyValue | undefined> {
+    return update(this.#conveniences, key, change, options)
   }
 
   scan(options: ScanOptions = {}): AsyncIterable<KeyValue> {
@@ -61,39 +119,42 @@ export class KvClient implements KV {
     return scanGroups(options, this.#options.router.dataGroups, (group, request) => this.#scanPage(group, request, options))
   }
 
-  /** The key's bytes, as a copy: the caller may reuse its buffer while a retry still needs the key. */
+  async count(options: ScanOptions = {}): Promise<number> {
+    consistencyOf(options)
+    return countGroups(options, this.#options.router.dataGroups, (group, request) => this.#scanPage(group, request, options))
+  }
+
+  get #conveniences() {
+    const { runtime, requestTimeoutMs } = this.#options
+    return { kv: this, runtime, requestTimeoutMs }
+  }
+
   #checkKey(key: KeyLike): Uint8Array {
-    if (typeof key !== 'string' && !(key instanceof Uint8Array)) {
-      throw new InvalidArgumentError(`Expected a key of type string or Uint8Array, got ${typeof key}`)
-    }
-    const { maxKeyBytes } = this.#options.limits
-    const bytes = typeof key === 'string' ? toBytes(key) : Buffer.from(key)
-    if (bytes.length === 0) throw new InvalidArgumentError('The key is empty', 'EMPTY_KEY')
-    if (bytes.length > maxKeyBytes) throw new InvalidArgumentError(`The key has ${bytes.length} bytes, the limit is ${maxKeyBytes}`, 'KEY_TOO_LARGE')
-    return bytes
+    return keyBytes(key, this.#options.limits)
   }
 
-  #write(key: Uint8Array, value: Uint8Array | null, options: WriteOptions): Promise<WriteAnswer> {
-    checkCondition('ifVersion', options.ifVersion)
-    checkCondition('ifRevision', options.ifRevision)
-    const shard = shardOf(key, this.#options.router.shards)
-    return this.#writeIn(shard, key, value, options)
+  #writeKey(type: CommandType, key: Uint8Array, value: Uint8Array | null, options: WriteOptions): Promise<WriteAnswer> {
+    const { ifVersion, ifRevision, fence } = options
+    checkCount('ifVersion', ifVersion)
+    checkCount('ifRevision', ifRevision)
+    const { limits, router } = this.#options
+    const shard = shardOf(key, router.shards)
+    return this.#write({ type, shard, key, value, ifVersion, ifRevision, fence: fenceOf(fence, shard, router.shards, limits) }, options)
   }
 
-  #writeIn(shard: number, key: Uint8Array, value: Uint8Array | null, options: WriteOptions): Promise<WriteAnswer> {
-    const { ifVersion, ifRevision } = options
-    const group = this.#options.router.groupOf(shard)
-    return this.#dispatcher.wait<WriteAnswer>(options, (sequence, waiting) => ({
-      kind: 'write',
-      ...waiting,
-      group,
-      sequence,
-      shard,
-      key,
-      value,
-      ifVersion,
-      ifRevision,
-    }))
+  #transact({ shard, transaction }: PlacedTransaction, options: FenceOptions): Promise<WriteAnswer> {
+    const { limits, router } = this.#options
+    const fence = fenceOf(options.fence, shard, router.shards, limits)
+    const value = encodeTransaction(transaction)
+    return this.#write({ type: CommandType.transaction, shard, key: noKey, value, ifVersion: undefined, ifRevision: undefined, fence }, options)
+  }
+
+  #write(wanted: WantedWrite, options: WaitOptions): Promise<WriteAnswer> {
+    const group = this.#options.router.groupOf(wanted.shard)
+    return this.#dispatcher.wait<WriteAnswer>(options, (sequence, waiting) => {
+      const { type, shard, key, value, ifVersion, ifRevision, fence } = wanted
+      return { kind: 'write', ...waiting, group, sequence, type, shard, key, value, ifVersion, ifRevision, fence }
+    })
   }
 
   #read(key: Uint8Array, options: ReadOptions): Promise<ReadResult | undefined> {
@@ -117,8 +178,9 @@ export class KvClient implements KV {
   }
 
   /** Writes a key of the meta group. */
-  async writeMeta(key: Uint8Array, value: Uint8Array, options: WriteOptions = {}): Promise<WriteResult> {
-    const { version, revision } = await this.#writeIn(metaShard, key, value, options)
+  async writeMeta(key: Uint8Array, value: Uint8Array, { ifVersion, ifRevision, ...options }: Omit<WriteOptions, 'fence'> = {}): Promise<WriteResult> {
+    const write = { type: CommandType.put, shard: metaShard, key, value, ifVersion, ifRevision, fence: undefined }
+    const { version, revision } = await this.#write(write, options)
     return { version, revision }
   }
 
@@ -149,9 +211,14 @@ function consistencyOf({ consistency = 'linearizable' }: ReadOptions): Consisten
   return Consistency[consistency]
 }
 
-function checkCondition(name: string, value: number | undefined): void {
-  if (value !== undefined && (!Number.isSafeInteger(value) || value < 0)) {
-    throw new InvalidArgumentError(`Expected \`${name}\` to be a whole number of at least 0, got ${value}`)
+function toOperationResult({ key }: Step, result: StepResult, revision: number): TxnOperationResult {
+  switch (result.kind) {
+    case StepKind.get:
+      return toKeyValue(key, result.found)
+    case StepKind.put:
+      return { version: result.version, revision }
+    default:
+      return { deleted: result.deleted, revision }
   }
 }
 

@@ -1,10 +1,11 @@
 /**
  * Operations: what a caller asked of the KV client and still waits for. Each settles exactly once, by its answer, its deadline, its signal, or the client's end.
  */
-import { ConditionFailedError, OutcomeUnknownError, UnavailableError } from '../base/errors.js'
+import { ConditionFailedError, InvalidArgumentError, OutcomeUnknownError, UnavailableError } from '../base/errors.js'
 import { type Command, type CommandResult, CommandStatus } from '../engine/command.js'
 import type { ReadOptions, WaitOptions } from '../engine/kv.js'
 import type { Consistency, ReadKey, ReadResult, ScanPage, ScanRequest } from '../engine/kv-protocol.js'
+import { maxResultBytes } from '../engine/transaction.js'
 
 export interface Waiting<Result> {
   readonly deadlineMs: number
@@ -15,6 +16,8 @@ export interface Waiting<Result> {
   uncertain: boolean
   /** Ends the watch on the caller's signal. */
   detach: (() => void) | null
+  /** What waits in its stead, under another sequence. */
+  successor: Operation | null
 }
 
 export interface WriteAnswer {
@@ -22,6 +25,8 @@ export interface WriteAnswer {
   readonly revision: number
   /** A delete found nothing. */
   readonly absent: boolean
+  /** A view of the frame: to be read at once. */
+  readonly body: Uint8Array | undefined
 }
 
 export interface WriteOperation extends Waiting<WriteAnswer>, Command {
@@ -97,17 +102,33 @@ export function watchSignal({ signal }: WaitOptions, onAbort: (signal: AbortSign
 }
 
 /** Hands a write's answer to its caller. */
-export function finishWrite(operation: WriteOperation, { status, version, revision }: CommandResult): void {
+export function finishWrite(operation: WriteOperation, { status, version, revision, body }: CommandResult): void {
   switch (status) {
     case CommandStatus.ok:
     case CommandStatus.absent:
-      return operation.resolve({ version, revision, absent: status === CommandStatus.absent })
+      return operation.resolve({ version, revision, absent: status === CommandStatus.absent, body })
     case CommandStatus.conditionFailed: {
       const wanted = operation.ifVersion === undefined ? `revision ${operation.ifRevision}` : `version ${operation.ifVersion}`
       return operation.reject(
         new ConditionFailedError(`expected ${wanted}, the key has version ${version} and revision ${revision}`, version, revision),
       )
     }
+    case CommandStatus.fenced: {
+      const text = `expected revision ${operation.fence?.revision} of the fence, it has revision ${revision}`
+      return operation.reject(new ConditionFailedError(text, version, revision, { code: 'FENCED' }))
+    }
+    case CommandStatus.notANumber:
+      return operation.reject(
+        new ConditionFailedError('the value is not the decimal text of a whole number', version, revision, { code: 'NOT_A_NUMBER' }),
+      )
+    case CommandStatus.outOfRange:
+      return operation.reject(new ConditionFailedError('the sum is out of the range of 64 bits', version, revision, { code: 'NUMBER_OUT_OF_RANGE' }))
+    case CommandStatus.tooLarge:
+      return operation.reject(
+        new InvalidArgumentError(`the gets of the transaction found more than ${maxResultBytes} bytes; nothing was done`, 'RESULT_TOO_LARGE'),
+      )
+    case CommandStatus.again:
+      throw new Error('a request that is to be asked again has no answer')
     case CommandStatus.stale:
       return operation.reject(new OutcomeUnknownError('the request was answered before, and the answer is no longer kept'))
     default:

@@ -7,13 +7,14 @@
 import { asBuffer, toBytes } from '../base/bytes.js'
 import { InvalidArgumentError } from '../base/errors.js'
 import type { KeyLike, KeyValue, ScanOptions } from '../engine/kv.js'
-import type { ScanEntry, ScanPage, ScanRequest } from '../engine/kv-protocol.js'
+import { type ScanEntry, ScanForm, type ScanPage, type ScanRequest } from '../engine/kv-protocol.js'
 
 const firstPageEntries = 128
 const pageEntries = 1000
 const pageBytes = 512 * 1024
+const countEntries = 10_000
 
-type Page = Pick<ScanPage, 'entries' | 'more'>
+type Page = Pick<ScanPage, 'entries' | 'count' | 'last' | 'more'>
 
 export interface KeyRange {
   readonly gte: Uint8Array
@@ -59,20 +60,47 @@ function prefixEnd(prefix: Buffer): Buffer | null {
   return null
 }
 
-/** One group's part of a scan. */
-class GroupCursor {
+/** The pages of one group, one after the other. */
+class GroupPages {
   readonly #fetch: (request: ScanRequest) => Promise<Page>
   readonly #reverse: boolean
+  readonly #form: ScanForm
   #range: KeyRange
-  #entries: readonly ScanEntry[] = []
-  #at = 0
   #more = true
   #pages = 0
 
-  constructor(range: KeyRange, reverse: boolean, fetch: (request: ScanRequest) => Promise<Page>) {
+  constructor(range: KeyRange, reverse: boolean, form: ScanForm, fetch: (request: ScanRequest) => Promise<Page>) {
     this.#range = range
     this.#reverse = reverse
+    this.#form = form
     this.#fetch = fetch
+  }
+
+  get more(): boolean {
+    return this.#more
+  }
+
+  /** Fetches the next page; `wanted` entries at most will be used. */
+  async next(wanted: number): Promise<Page> {
+    const largest = this.#form === ScanForm.count ? countEntries : this.#pages++ === 0 ? firstPageEntries : pageEntries
+    const maxEntries = Math.min(wanted, largest)
+    const page = await this.#fetch({ ...this.#range, reverse: this.#reverse, form: this.#form, maxEntries, maxBytes: pageBytes })
+    this.#more = page.more && page.count > 0
+    if (page.last !== null) {
+      this.#range = this.#reverse ? { ...this.#range, lt: Buffer.from(page.last) } : { ...this.#range, gte: after(page.last) }
+    }
+    return page
+  }
+}
+
+/** One group's part of a scan. */
+class GroupCursor {
+  readonly #pages: GroupPages
+  #entries: readonly ScanEntry[] = []
+  #at = 0
+
+  constructor(pages: GroupPages) {
+    this.#pages = pages
   }
 
   get head(): ScanEntry | undefined {
@@ -84,33 +112,33 @@ class GroupCursor {
   }
 
   get needsPage(): boolean {
-    return this.#at === this.#entries.length && this.#more
+    return this.#at === this.#entries.length && this.#pages.more
   }
 
-  /** Fetches the next page; `wanted` entries at most will be used. */
   async fill(wanted: number): Promise<void> {
-    const maxEntries = Math.min(wanted, this.#pages++ === 0 ? firstPageEntries : pageEntries)
-    const { entries, more } = await this.#fetch({ ...this.#range, reverse: this.#reverse, maxEntries, maxBytes: pageBytes })
+    const { entries } = await this.#pages.next(wanted)
     this.#entries = entries
     this.#at = 0
-    this.#more = more && entries.length > 0
-    const last = entries.at(-1)
-    if (last === undefined) return
-    this.#range = this.#reverse ? { ...this.#range, lt: Buffer.from(last.key) } : { ...this.#range, gte: after(last.key) }
   }
 }
 
-export async function* scanGroups(
-  options: ScanOptions,
-  groups: readonly number[],
-  fetch: (group: number, request: ScanRequest) => Promise<Page>,
-): AsyncGenerator<KeyValue, void, void> {
+type FetchPage = (group: number, request: ScanRequest) => Promise<Page>
+
+/** The groups' pages, and how many entries are wanted; null when the range is empty. Throws InvalidArgumentError. */
+function pagesOf(options: ScanOptions, groups: readonly number[], form: ScanForm, fetch: FetchPage): { pages: GroupPages[]; limit: number } | null {
   const { reverse = false, limit = Number.POSITIVE_INFINITY } = options
   if (!(limit >= 0)) throw new InvalidArgumentError(`Expected \`limit\` to be a number of at least 0, got ${limit}`)
   const range = rangeOf(options)
-  if (range.lt !== null && Buffer.compare(range.gte, range.lt) >= 0) return
-  const cursors = groups.map((group) => new GroupCursor(range, reverse, (request) => fetch(group, request)))
-  for (let left = Math.floor(limit); left > 0; left--) {
+  if (range.lt !== null && Buffer.compare(range.gte, range.lt) >= 0) return null
+  return { pages: groups.map((group) => new GroupPages(range, reverse, form, (request) => fetch(group, request))), limit: Math.floor(limit) }
+}
+
+export async function* scanGroups(options: ScanOptions, groups: readonly number[], fetch: FetchPage): AsyncGenerator<KeyValue, void, void> {
+  const { reverse = false, keysOnly = false } = options
+  const found = pagesOf(options, groups, keysOnly ? ScanForm.keys : ScanForm.entries, fetch)
+  if (found === null) return
+  const cursors = found.pages.map((pages) => new GroupCursor(pages))
+  for (let left = found.limit; left > 0; left--) {
     const empty = cursors.filter((cursor) => cursor.needsPage)
     if (empty.length > 0) await Promise.all(empty.map((cursor) => cursor.fill(left)))
     let best: GroupCursor | undefined
@@ -123,4 +151,22 @@ export async function* scanGroups(
     best.advance()
     yield { key: Buffer.from(key), value: Buffer.from(value), version, revision }
   }
+}
+
+/** How many entries a scan would give. The groups are counted side by side, each up to the limit. */
+export async function countGroups(options: ScanOptions, groups: readonly number[], fetch: FetchPage): Promise<number> {
+  const found = pagesOf(options, groups, ScanForm.count, fetch)
+  if (found === null || found.limit === 0) return 0
+  const { pages, limit } = found
+  const counts = await Promise.all(
+    pages.map(async (group) => {
+      let count = 0
+      while (group.more && count < limit) count += (await group.next(limit - count)).count
+      return count
+    }),
+  )
+  return Math.min(
+    limit,
+    counts.reduce((sum, count) => sum + count, 0),
+  )
 }

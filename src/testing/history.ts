@@ -9,7 +9,22 @@
  */
 import { ConditionFailedError, InvalidArgumentError, OverloadedError, UnavailableError } from '../base/errors.js'
 import { type Runtime, systemRuntime } from '../base/runtime.js'
-import type { DeleteResult, KeyLike, KeyValue, KV, ReadOptions, ScanOptions, ValueLike, WriteOptions, WriteResult } from '../engine/kv.js'
+import type {
+  BatchOperation,
+  DeleteResult,
+  FenceOptions,
+  KeyLike,
+  KeyValue,
+  KV,
+  ReadOptions,
+  ScanOptions,
+  TxnOperation,
+  TxnRequest,
+  ValueLike,
+  WriteOptions,
+  WriteResult,
+} from '../engine/kv.js'
+import { getOrPut, update } from '../engine/kv-conveniences.js'
 
 /**
  * `ok`; `condition-failed`: certainly not done, and `version` is what the key had instead; `failed`: certainly not done, for a reason that says nothing of the key;
@@ -122,7 +137,8 @@ export class History {
 
 /**
  * The same KV, with every operation of this client written down. `getMany` and `scan` count as one get for each key that they return (what a scan does not return is not
- * written down).
+ * written down). Of a transaction each operation is written down by itself: what the checker finds wrong is wrong, while that they happened together it does not check. An increment
+ * stands as a put of the sum: one of unknown outcome has no value, so histories with those cannot be judged.
  *
  * @example
  * const history = new History()
@@ -131,6 +147,7 @@ export class History {
  * assertLinearizable(history.operations)
  */
 export function recordHistory(kv: KV, history: History, client: string): KV {
+  const clock = { nowMs: () => history.now() }
   const read = (operation: Operation, entry: KeyValue | undefined) => {
     operation.ret = history.now()
     operation.result = 'ok'
@@ -139,7 +156,7 @@ export function recordHistory(kv: KV, history: History, client: string): KV {
     if (entry !== undefined) operation.revision = entry.revision
   }
   const fail = (operation: Operation, error: unknown) => {
-    if (error instanceof ConditionFailedError) {
+    if (error instanceof ConditionFailedError && error.code === 'CONDITION_FAILED') {
       operation.ret = history.now()
       operation.result = 'condition-failed'
       operation.version = error.actualVersion
@@ -148,6 +165,7 @@ export function recordHistory(kv: KV, history: History, client: string): KV {
       operation.op === 'get' ||
       error instanceof UnavailableError ||
       error instanceof OverloadedError ||
+      error instanceof ConditionFailedError ||
       error instanceof InvalidArgumentError
     ) {
       operation.ret = history.now()
@@ -155,7 +173,21 @@ export function recordHistory(kv: KV, history: History, client: string): KV {
     }
     // Anything else leaves the outcome unknown, as it stands.
   }
-  return {
+  const wrote = (operation: Operation, version: number | null, revision: number | null) => {
+    operation.ret = history.now()
+    operation.result = 'ok'
+    operation.version = version
+    if (revision !== null) operation.revision = revision
+  }
+  const beginStep = (step: TxnOperation) => {
+    if ('get' in step) return history.begin({ client, op: 'get', key: step.get })
+    if ('put' in step) return history.begin({ client, op: 'put', key: step.put, value: step.value })
+    return history.begin({ client, op: 'delete', key: step.delete })
+  }
+  /** Of two writes of one key in a transaction both have its revision, and the checker takes every revision for that of one write: the last one has it. */
+  const isLastWrite = (operations: readonly Operation[], at: number) =>
+    !operations.slice(at + 1).some(({ op, key }) => op !== 'get' && key === operations[at]!.key)
+  const recorded: KV = {
     async get(key: KeyLike, options?: ReadOptions) {
       const operation = history.begin({ client, op: 'get', key })
       try {
@@ -226,5 +258,61 @@ export function recordHistory(kv: KV, history: History, client: string): KV {
         yield entry
       }
     },
+    async txn(request: TxnRequest, options?: FenceOptions) {
+      const branches = [request.then ?? [], request.else ?? []].map((steps) => steps.map(beginStep))
+      try {
+        const answer = await kv.txn(request, options)
+        const done = branches[answer.succeeded ? 0 : 1]!
+        for (const operation of branches[answer.succeeded ? 1 : 0]!) {
+          operation.ret = history.now()
+          operation.result = 'failed'
+        }
+        for (const [at, operation] of done.entries()) {
+          const result = answer.results[at]
+          if (operation.op === 'get') {
+            read(operation, result as KeyValue | undefined)
+            continue
+          }
+          const { deleted } = result as DeleteResult
+          if (operation.op === 'delete') operation.deleted = deleted
+          const hasRevision = (operation.op === 'put' || deleted) && isLastWrite(done, at)
+          wrote(operation, operation.op === 'put' ? (result as WriteResult).version : 0, hasRevision ? answer.revision : null)
+        }
+        return answer
+      } catch (error) {
+        for (const operation of branches.flat()) fail(operation, error)
+        throw error
+      }
+    },
+    async batch(operations: readonly BatchOperation[], options?: FenceOptions) {
+      const begun = operations.map(beginStep)
+      try {
+        const answer = await kv.batch(operations, options)
+        for (const [at, operation] of begun.entries()) {
+          if (operation.op === 'put') wrote(operation, null, isLastWrite(begun, at) ? answer.revision : null)
+          else wrote(operation, 0, null)
+        }
+        return answer
+      } catch (error) {
+        for (const operation of begun) fail(operation, error)
+        throw error
+      }
+    },
+    async increment(key: KeyLike, by?: number | bigint, options: WriteOptions = {}) {
+      const operation = history.begin({ client, op: 'put', key, ifVersion: options.ifVersion, ifRevision: options.ifRevision })
+      try {
+        const answer = await kv.increment(key, by, options)
+        operation.value = valueText(answer.value.toString())
+        wrote(operation, answer.version, answer.revision)
+        return answer
+      } catch (error) {
+        fail(operation, error)
+        throw error
+      }
+    },
+    getOrPut: (key, value, options = {}) => getOrPut({ kv: recorded, runtime: clock }, key, value, options),
+    update: (key, change, options = {}) => update({ kv: recorded, runtime: clock }, key, change, options),
+    count: (options) => kv.count(options),
   }
+  return recorded
 }

@@ -10,6 +10,10 @@ export interface KvFixture {
   another?(): Promise<KV>
   readonly maxKeyBytes: number
   readonly maxValueBytes: number
+  /** Of transactions; without them these limits are not tested. */
+  readonly maxBatchOperations?: number
+  readonly maxBatchBytes?: number
+  readonly maxResultBytes?: number
   /** Cuts `kv` off from its store, until `reconnect`; needed when the manifest says `cut`. */
   cutOff?(): void
   reconnect?(): void
@@ -23,6 +27,8 @@ export interface KvFixture {
 export interface KvManifest {
   readonly manyClients: boolean
   readonly cut: boolean
+  /** Transactions over any keys are possible. Default false: they are refused, unless a `{tag}` keeps the keys together. */
+  readonly crossShard?: boolean
 }
 
 /** What a test works with. */
@@ -30,8 +36,13 @@ export interface Bench {
   readonly kv: KV
   readonly maxKeyBytes: number
   readonly maxValueBytes: number
+  readonly maxBatchOperations: number | undefined
+  readonly maxBatchBytes: number | undefined
+  readonly maxResultBytes: number | undefined
   /** A key of this test. */
   readonly key: (name: string | Uint8Array) => Uint8Array
+  /** A key of this test that is in one shard with all others of this kind. */
+  readonly near: (name: string | Uint8Array) => Uint8Array
   /** The entries of this test, or those of them that the options leave, as texts without the test's prefix. */
   readonly scan: (options?: ScanOptions) => Promise<string[]>
   readonly another: () => Promise<KV>

@@ -8,7 +8,9 @@
 import type { ScanOptions } from '../engine/kv.js'
 import { type Bench, bytes, collect, encoder, join, type KvFixture, type KvManifest, text } from './kv-suite-bench.js'
 import { declareCalls } from './kv-suite-calls.js'
+import { declareConveniences } from './kv-suite-conveniences.js'
 import { declareScans } from './kv-suite-scan.js'
+import { declareTransactions } from './kv-suite-transactions.js'
 import { declareWrites } from './kv-suite-writes.js'
 
 export type { KvFixture, KvManifest } from './kv-suite-bench.js'
@@ -43,12 +45,17 @@ export function kvSuite(options: KvSuiteOptions): void {
         const entries = await collect(fixture.kv.scan({ prefix, ...range }))
         return entries.map((entry) => text(entry.key.subarray(prefix.length)))
       }
-      const { kv, maxKeyBytes, maxValueBytes } = fixture
+      const { kv, maxKeyBytes, maxValueBytes, maxBatchOperations, maxBatchBytes, maxResultBytes } = fixture
+      const tag = encoder.encode(`{${text(prefix)}}`)
       const bench: Bench = {
         kv,
         maxKeyBytes,
         maxValueBytes,
+        maxBatchOperations,
+        maxBatchBytes,
+        maxResultBytes,
         key,
+        near: (name) => join(tag, bytes(name)),
         scan,
         another: () => required(fixture.another?.()),
         cutOff: () => fixture.cutOff?.(),
@@ -66,6 +73,8 @@ export function kvSuite(options: KvSuiteOptions): void {
   describe(`KV suite: ${name}`, () => {
     declareWrites({ describe, test })
     declareScans({ describe, test })
+    declareTransactions({ describe, test }, manifest)
+    declareConveniences({ describe, test }, manifest)
     declareCalls({ describe, test }, manifest)
   })
 }

@@ -9,19 +9,30 @@
  */
 import { InvalidArgumentError, OutcomeUnknownError, UnavailableError } from '../base/errors.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
+import { defaultLimits, type Limits, shardOf } from '../engine/command.js'
 import type {
+  BatchOperation,
+  BatchResult,
   DeleteResult,
+  Fence,
+  FenceOptions,
   KeyLike,
   KeyValue,
   KV,
   ReadOptions,
   ScanOptions,
+  TxnRequest,
+  TxnResult,
+  Updater,
   ValueLike,
+  ValueSource,
   WaitOptions,
   WriteOptions,
   WriteResult,
 } from '../engine/kv.js'
-import { type ModelRange, ModelStore, modelKey } from './model-store.js'
+import { batchOf, fenceOf, incrementBy, transactionOf } from '../engine/kv-arguments.js'
+import { getOrPut, update } from '../engine/kv-conveniences.js'
+import { type ModelCondition, type ModelRange, ModelStore, modelKey } from './model-store.js'
 
 /** What the network between one client and the store does. Probabilities are per attempt. */
 export interface ModelFaults {
@@ -66,6 +77,12 @@ export interface ModelKVOptions {
   readonly maxKeyBytes?: number
   /** Default 1 MiB. */
   readonly maxValueBytes?: number
+  /** Default 1024. */
+  readonly maxBatchOperations?: number
+  /** Default 4 MiB. */
+  readonly maxBatchBytes?: number
+  /** Transactions over keys that so many shards would part are refused, as the real store refuses them. Default 64. */
+  readonly shards?: number
 }
 
 type Outcome<T> = { readonly value: T } | { readonly error: unknown }
@@ -92,8 +109,11 @@ export class ModelKV implements KV {
       requestTimeoutMs: options.requestTimeoutMs ?? 10_000,
       retryAfterMs: options.retryAfterMs ?? 100,
       pageEntries: options.pageEntries ?? 100,
-      maxKeyBytes: options.maxKeyBytes ?? 4096,
-      maxValueBytes: options.maxValueBytes ?? 1_048_576,
+      maxKeyBytes: options.maxKeyBytes ?? defaultLimits.maxKeyBytes,
+      maxValueBytes: options.maxValueBytes ?? defaultLimits.maxValueBytes,
+      maxBatchOperations: options.maxBatchOperations ?? defaultLimits.maxBatchOperations,
+      maxBatchBytes: options.maxBatchBytes ?? defaultLimits.maxBatchBytes,
+      shards: options.shards ?? 64,
     }
   }
 
@@ -113,30 +133,79 @@ export class ModelKV implements KV {
     if (content.length > this.#options.maxValueBytes) {
       throw new InvalidArgumentError(`the value has ${content.length} bytes, over the limit of ${this.#options.maxValueBytes}`, 'VALUE_TOO_LARGE')
     }
-    checkConditions(options)
-    return this.#call('write', options, () => this.store.write(bytes, content, options))
+    const condition = this.#condition(bytes, options)
+    return this.#call('write', options, () => this.store.write(bytes, content, condition))
   }
 
   async delete(key: KeyLike, options: WriteOptions = {}): Promise<DeleteResult> {
     const bytes = this.#key(key)
-    checkConditions(options)
-    return this.#call('write', options, () => this.store.remove(bytes, options))
+    const condition = this.#condition(bytes, options)
+    return this.#call('write', options, () => this.store.remove(bytes, condition))
+  }
+
+  async increment(key: KeyLike, by: number | bigint = 1, options: WriteOptions = {}): Promise<WriteResult & { readonly value: bigint }> {
+    const amount = incrementBy(by)
+    const bytes = this.#key(key)
+    const condition = this.#condition(bytes, options)
+    return this.#call('write', options, () => this.store.increment(bytes, amount, condition))
+  }
+
+  async txn(request: TxnRequest, options: FenceOptions = {}): Promise<TxnResult> {
+    const { shard, transaction } = transactionOf(request, this.#options.shards, this.#limits)
+    const fence = this.#fence(options.fence, shard)
+    return this.#call('write', options, () => this.store.transact(transaction, { fence }))
+  }
+
+  async batch(operations: readonly BatchOperation[], options: FenceOptions = {}): Promise<BatchResult> {
+    const { shard, transaction } = batchOf(operations, this.#options.shards, this.#limits)
+    const fence = this.#fence(options.fence, shard)
+    const { revision } = await this.#call('write', options, () => this.store.transact(transaction, { fence }))
+    return { revision }
+  }
+
+  getOrPut(key: KeyLike, value: ValueSource, options: FenceOptions = {}): Promise<KeyValue & { readonly created: boolean }> {
+    return getOrPut({ kv: this, ...this.#options }, key, value, options)
+  }
+
+  update(key: KeyLike, change: Updater, options: FenceOptions = {}): Promise<KeyValue | undefined> {
+    return update({ kv: this, ...this.#options }, key, change, options)
+  }
+
+  async count(options: ScanOptions = {}): Promise<number> {
+    const { limit = Number.POSITIVE_INFINITY } = options
+    if (Number.isNaN(limit) || limit < 0) throw new InvalidArgumentError(`limit must be a number from 0 on, not ${limit}`)
+    const range = toRange(options)
+    return this.#call('read', options, () => this.store.page(range, Math.floor(limit)).length)
   }
 
   async *scan(options: ScanOptions = {}): AsyncGenerator<KeyValue> {
     const { limit = Number.POSITIVE_INFINITY } = options
     if (Number.isNaN(limit) || limit < 0) throw new InvalidArgumentError(`limit must be a number from 0 on, not ${limit}`)
     let range = toRange(options)
-    let remaining = limit
+    let remaining = Math.floor(limit)
     while (remaining > 0) {
       const wanted = Math.min(remaining, this.#options.pageEntries)
       const page = await this.#call('read', options, () => this.store.page(range, wanted))
-      yield* page
+      yield* options.keysOnly ? page.map((entry) => ({ ...entry, value: new Uint8Array(0) })) : page
       if (page.length < wanted) return
       remaining -= page.length
       const last = modelKey((page.at(-1) as KeyValue).key)
       range = range.reverse ? { ...range, lt: last } : { ...range, gt: last }
     }
+  }
+
+  get #limits(): Limits {
+    return this.#options
+  }
+
+  #condition(key: Uint8Array, options: WriteOptions): ModelCondition {
+    checkConditions(options)
+    const { ifVersion, ifRevision, fence } = options
+    return { ifVersion, ifRevision, fence: this.#fence(fence, shardOf(key, this.#options.shards)) }
+  }
+
+  #fence(fence: Fence | undefined, shard: number): ModelCondition['fence'] {
+    return fenceOf(fence, shard, this.#options.shards, this.#limits)
   }
 
   #key(key: KeyLike): Uint8Array {

@@ -2,15 +2,22 @@
  * ModelStore: the semantics of the KV interface in their simplest form: one synchronous map in memory. What a real store answers is right when this one
  * could have answered it.
  *
- * Invariants: 1. the revision rises by one with each effective write, deletes included, and never otherwise; 2. a key's version counts its writes since it was
- * created; 3. bytes are copied on the way in and on the way out, so that no caller shares memory with the store.
+ * Invariants: 1. the revision rises by one with each call that changes anything, deletes included, and never otherwise; 2. a key's version counts its writes since it was
+ * created; 3. bytes are copied on the way in and on the way out, so that no caller shares memory with the store; 4. a transaction has its whole effect or none.
  */
-import { ConditionFailedError } from '../base/errors.js'
-import type { DeleteResult, KeyValue, WriteResult } from '../engine/kv.js'
+import { ConditionFailedError, InvalidArgumentError } from '../base/errors.js'
+import type { DeleteResult, KeyValue, TxnOperationResult, TxnResult, WriteResult } from '../engine/kv.js'
+import { type KeyCondition, maxResultBytes, StepKind, type Transaction } from '../engine/transaction.js'
+
+export interface ModelFence {
+  readonly key: Uint8Array
+  readonly revision: number
+}
 
 export interface ModelCondition {
   readonly ifVersion?: number | undefined
   readonly ifRevision?: number | undefined
+  readonly fence?: ModelFence | undefined
 }
 
 /** A range of keys: every bound that is given holds. Keys are latin1 texts (`modelKey`), whose order is the order of their bytes. */
@@ -76,8 +83,8 @@ export class ModelStore {
   write(key: Uint8Array, value: Uint8Array, condition: ModelCondition = {}): WriteResult {
     const text = modelKey(key)
     const before = this.#entries.get(text)
-    check(before, condition)
-    const entry: Entry = { value: value.slice(), version: (before?.version ?? 0) + 1, revision: ++this.#revision }
+    this.#check(before, condition)
+    const entry: Entry = { value: new Uint8Array(value), version: (before?.version ?? 0) + 1, revision: ++this.#revision }
     if (before === undefined) this.#sortedKeys = null
     this.#entries.set(text, entry)
     this.#onWrite?.({ key: keyBytes(text), value: entry.value.slice(), version: entry.version, revision: entry.revision })
@@ -87,13 +94,84 @@ export class ModelStore {
   remove(key: Uint8Array, condition: ModelCondition = {}): DeleteResult {
     const text = modelKey(key)
     const before = this.#entries.get(text)
-    check(before, condition)
+    this.#check(before, condition)
     if (before === undefined) return { deleted: false, revision: this.#revision }
     this.#entries.delete(text)
     this.#sortedKeys = null
     this.#revision++
     this.#onWrite?.({ key: keyBytes(text), value: undefined, version: 0, revision: this.#revision })
     return { deleted: true, revision: this.#revision }
+  }
+
+  /** Adds to the number that a key holds. */
+  increment(key: Uint8Array, by: bigint, condition: ModelCondition = {}): WriteResult & { readonly value: bigint } {
+    const before = this.#entries.get(modelKey(key))
+    this.#check(before, condition)
+    const fail = (code: 'NOT_A_NUMBER' | 'NUMBER_OUT_OF_RANGE') => {
+      throw new ConditionFailedError(`cannot add ${by}`, before?.version ?? 0, before?.revision ?? 0, { code })
+    }
+    const text = before === undefined ? '0' : modelKey(before.value)
+    // The text of a number is the one that it would be written as.
+    if (text.length > 20 || !/^-?[0-9]+$/.test(text) || BigInt(text).toString() !== text) fail('NOT_A_NUMBER')
+    if (BigInt.asIntN(64, BigInt(text)) !== BigInt(text)) fail('NOT_A_NUMBER')
+    const value = BigInt(text) + by
+    if (BigInt.asIntN(64, value) !== value) fail('NUMBER_OUT_OF_RANGE')
+    return { ...this.write(key, Buffer.from(value.toString())), value }
+  }
+
+  transact({ compares, branches }: Transaction, condition: ModelCondition = {}): TxnResult {
+    this.#check(undefined, condition)
+    const succeeded = compares.every((compare) => holds(compare, this.#entries.get(modelKey(compare.key))))
+    // Done on a copy, which takes the place of what it is a copy of only at the end.
+    const after = new Map<string, Entry>()
+    const touched = new Set<string>()
+    const revision = this.#revision + 1
+    const find = (text: string) => (touched.has(text) ? after.get(text) : this.#entries.get(text))
+    let resultBytes = 0
+    const run = ({ kind, key, value }: Transaction['branches'][0][number]): TxnOperationResult => {
+      const text = modelKey(key)
+      const before = find(text)
+      if (kind === StepKind.get) {
+        resultBytes += before?.value.length ?? 0
+        return before && present(text, before)
+      }
+      touched.add(text)
+      if (kind === StepKind.delete) {
+        after.delete(text)
+        return { deleted: before !== undefined, revision }
+      }
+      const version = (before?.version ?? 0) + 1
+      after.set(text, { value: new Uint8Array(value as Uint8Array), version, revision })
+      return { version, revision }
+    }
+    const results = branches[succeeded ? 0 : 1].map(run)
+    if (resultBytes > maxResultBytes) throw new InvalidArgumentError('the results are too large', 'RESULT_TOO_LARGE')
+    // A key that was not there and is not there has not changed, whatever happened to it in between.
+    const changed = [...touched].filter((text) => this.#entries.has(text) || after.has(text))
+    if (changed.length > 0) this.#revision = revision
+    for (const text of changed) this.#replace(text, after.get(text))
+    const reached = this.#revision
+    return {
+      succeeded,
+      revision: reached,
+      results: results.map((result) => (result && !('key' in result) ? { ...result, revision: reached } : result)),
+    }
+  }
+
+  #replace(text: string, entry: Entry | undefined): void {
+    if (this.#entries.has(text) !== (entry !== undefined)) this.#sortedKeys = null
+    if (entry === undefined) this.#entries.delete(text)
+    else this.#entries.set(text, entry)
+    this.#onWrite?.({ key: keyBytes(text), value: entry?.value.slice(), version: entry?.version ?? 0, revision: this.#revision })
+  }
+
+  #check(before: Entry | undefined, condition: ModelCondition): void {
+    const { fence } = condition
+    if (fence !== undefined) {
+      const { version, revision } = this.#entries.get(modelKey(fence.key)) ?? { version: 0, revision: 0 }
+      if (revision !== fence.revision) throw new ConditionFailedError(`the fence has revision ${revision}`, version, revision, { code: 'FENCED' })
+    }
+    check(before, condition)
   }
 
   /** Up to `limit` entries of the range in its direction, as of now. */
@@ -126,6 +204,15 @@ function check(before: Entry | undefined, condition: ModelCondition): void {
   if (condition.ifRevision !== undefined && condition.ifRevision !== revision) {
     throw new ConditionFailedError(`revision is ${revision}, not ${condition.ifRevision}`, version, revision)
   }
+}
+
+function holds({ version, revision, value, isAbsent }: KeyCondition, entry: Entry | undefined): boolean {
+  return (
+    (version === undefined || version === (entry?.version ?? 0)) &&
+    (revision === undefined || revision === (entry?.revision ?? 0)) &&
+    (value === undefined || (entry !== undefined && modelKey(entry.value) === modelKey(value))) &&
+    (isAbsent === undefined || isAbsent === (entry === undefined))
+  )
 }
 
 function isInside(key: string, range: ModelRange): boolean {

@@ -2,6 +2,7 @@
 import { expect } from 'chai'
 import { systemRuntime } from '../../src/base/runtime.js'
 import { defaultLimits } from '../../src/engine/command.js'
+import { maxResultBytes } from '../../src/engine/transaction.js'
 import type { Node } from '../../src/index.js'
 import { kvSuite } from '../../src/testing/kv-suite.js'
 import { MemoryNetwork, networkPresets } from '../../src/transport/memory.js'
@@ -28,7 +29,7 @@ describe('three nodes over TCP', () => {
     it,
     name: 'a client of a cluster over TCP',
     manifest: { manyClients: true, cut: false },
-    create: () => ({ kv: client.kv, another: async () => cluster.nodes.get('n1')!.kv, ...defaultLimits }),
+    create: () => ({ kv: client.kv, another: async () => cluster.nodes.get('n1')!.kv, ...defaultLimits, maxResultBytes }),
   })
 })
 
@@ -57,6 +58,7 @@ describe('three nodes over a network in memory', () => {
       cutOff: () => network.isolate('client-1'),
       reconnect: () => network.heal(),
       ...defaultLimits,
+      maxResultBytes,
     }),
   })
 })

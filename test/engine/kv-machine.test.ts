@@ -6,6 +6,7 @@ import { systemRuntime } from '../../src/base/runtime.js'
 import {
   type Command,
   CommandStatus,
+  CommandType,
   checkBatch,
   defaultLimits,
   readBatch,
@@ -35,12 +36,14 @@ function encodeBatch(session: number | Uint8Array, lowWater: number, wishes: Wis
   for (const { key, value = null, sequence, ifVersion, ifRevision } of wishes) {
     const bytes = Buffer.from(key)
     const command: Command = {
+      type: value === null ? CommandType.delete : CommandType.put,
       sequence,
       key: bytes,
       value: value === null ? null : Buffer.from(value),
       shard: shardOf(bytes, shards),
       ifVersion,
       ifRevision,
+      fence: undefined,
     }
     writeCommand(writer, command, lowWater)
   }
@@ -219,7 +222,7 @@ describe('checkBatch', () => {
   })
 
   it('hazard q2: keys and values at their limit pass, one byte more does not', () => {
-    const limits = { maxKeyBytes: 10, maxValueBytes: 20 }
+    const limits = { ...defaultLimits, maxKeyBytes: 10, maxValueBytes: 20 }
     const check = (key: number, value: number) => () =>
       checkBatch(encodeBatch(1, 1, [{ key: 'k'.repeat(key), value: 'v'.repeat(value), sequence: 1 }]), shards, limits)
     expect(check(10, 20)).not.to.throw()

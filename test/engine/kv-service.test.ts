@@ -1,9 +1,9 @@
 /** What a group answers, over a real engine of one member: limits of replies, bad input, and failures of the disk. */
 import { expect } from 'chai'
 import { Reader, Writer } from '../../src/base/codec.js'
-import { defaultLimits, shardOf, writeBatchHeader, writeCommand } from '../../src/engine/command.js'
+import { CommandType, defaultLimits, shardOf, writeBatchHeader, writeCommand } from '../../src/engine/command.js'
 import { defaultTuning, type EngineTuning, shareTuning } from '../../src/engine/engine.js'
-import { ReplyStatus, RequestKind, readReadResult, readScanPage, writeReadKeys, writeScanRequest } from '../../src/engine/kv-protocol.js'
+import { ReplyStatus, RequestKind, readReadResult, readScanPage, ScanForm, writeReadKeys, writeScanRequest } from '../../src/engine/kv-protocol.js'
 import { KvService, type Ownership } from '../../src/engine/kv-service.js'
 import { withFolder } from '../support/folders.js'
 import { EngineFixture, putBatch, testShards, turns, until } from './support/engine-fixture.js'
@@ -131,7 +131,7 @@ describe('KvService', () => {
     withService(
       async (fixture) => {
         const keys = Array.from({ length: 30 }, (_, at) => `k${String(at).padStart(2, '0')}`)
-        const range = { gte: Buffer.alloc(0), lt: null, maxEntries: 1000, maxBytes: 1_000_000 }
+        const range = { gte: Buffer.alloc(0), lt: null, form: ScanForm.entries, maxEntries: 1000, maxBytes: 1_000_000 }
         let sequence = 0
         let acknowledged = 0
         let writing = true
@@ -195,7 +195,8 @@ function putsBatch(sequence: number, keys: readonly string[], value: string): Ui
   writeBatchHeader(writer, Buffer.alloc(8, 9), sequence * keys.length, keys.length)
   keys.forEach((text, at) => {
     const { shard, key } = place(text)
-    const command = { sequence: sequence * keys.length + at, key, shard, value: Buffer.from(value), ifVersion: undefined, ifRevision: undefined }
+    const conditions = { ifVersion: undefined, ifRevision: undefined, fence: undefined }
+    const command = { type: CommandType.put, sequence: sequence * keys.length + at, key, shard, value: Buffer.from(value), ...conditions }
     writeCommand(writer, command, sequence * keys.length)
   })
   return writer.finish()

@@ -3,8 +3,8 @@ import { expect } from 'chai'
 import fc from 'fast-check'
 import { InvalidArgumentError } from '../../src/base/errors.js'
 import type { ScanOptions } from '../../src/engine/kv.js'
-import type { ScanPage, ScanRequest } from '../../src/engine/kv-protocol.js'
-import { rangeOf, scanGroups } from '../../src/shard/scan.js'
+import { ScanForm, type ScanPage, type ScanRequest } from '../../src/engine/kv-protocol.js'
+import { countGroups, rangeOf, scanGroups } from '../../src/shard/scan.js'
 import { newSeed } from '../support/seed.js'
 
 /** Few different bytes, so that keys are often prefixes of one another and of the bounds, and ends of the byte range are common. */
@@ -50,12 +50,13 @@ describe('rangeOf', () => {
 })
 
 /** A group's answer, as a page of at most so many entries. */
-function pageOf(keys: readonly Buffer[], request: ScanRequest, pageEntries: number): Pick<ScanPage, 'entries' | 'more'> {
+function pageOf(keys: readonly Buffer[], request: ScanRequest, pageEntries: number): Omit<ScanPage, 'appliedIndex'> {
   const found = keys.filter((each) => Buffer.compare(each, request.gte) >= 0 && (request.lt === null || Buffer.compare(each, request.lt) < 0))
   found.sort(Buffer.compare)
   if (request.reverse) found.reverse()
   const taken = found.slice(0, Math.min(request.maxEntries, pageEntries))
-  return { entries: taken.map((each) => ({ key: each, value: each, version: 1, revision: 1 })), more: taken.length < found.length }
+  const entries = request.form === ScanForm.count ? [] : taken.map((each) => ({ key: each, value: each, version: 1, revision: 1 }))
+  return { entries, count: taken.length, last: taken.at(-1) ?? null, more: taken.length < found.length }
 }
 
 describe('scanGroups', () => {
@@ -76,7 +77,10 @@ describe('scanGroups', () => {
           }
           const expected = keys.filter((each) => isIn(each, options)).sort(Buffer.compare)
           if (options.reverse) expected.reverse()
-          expect(hex(seen)).to.deep.equal(hex(expected.slice(0, Math.floor(options.limit ?? Number.POSITIVE_INFINITY))))
+          const within = expected.slice(0, Math.floor(options.limit ?? Number.POSITIVE_INFINITY))
+          expect(hex(seen)).to.deep.equal(hex(within))
+          const counted = await countGroups(options, groups, async (group, request) => pageOf(ofGroup(group), request, pageEntries))
+          expect(counted).to.equal(within.length)
         },
       ),
       500,
@@ -107,7 +111,7 @@ describe('scanGroups', () => {
     const first = async (options: ScanOptions, failure: Error | null = null) => {
       const groups = scanGroups(options, [1, 2], async () => {
         if (failure !== null) throw failure
-        return { entries: [], more: false }
+        return { entries: [], count: 0, last: null, more: false }
       })
       try {
         await groups.next()

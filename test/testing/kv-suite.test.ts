@@ -1,6 +1,7 @@
 /** The KV suite over ModelKV: on a whole network in real time, and on the lab's unreliable one in simulated time. And that the suite bites. */
 import { expect } from 'chai'
 import { systemRuntime } from '../../src/base/runtime.js'
+import { maxResultBytes } from '../../src/engine/transaction.js'
 import { type KvFixture, kvSuite } from '../../src/testing/kv-suite.js'
 import { ModelKV, unreliableFaults } from '../../src/testing/model-kv.js'
 import { ModelStore } from '../../src/testing/model-store.js'
@@ -8,6 +9,7 @@ import { SimulatedRuntime } from '../../src/testing/simulated-runtime.js'
 
 const maxKeyBytes = 300
 const maxValueBytes = 20_000
+const limits = { maxKeyBytes, maxValueBytes, maxBatchOperations: 150, maxBatchBytes: 100_000 }
 const manifest = { manyClients: true, cut: true }
 
 function cutting(kv: ModelKV) {
@@ -28,22 +30,22 @@ kvSuite({
   name: 'ModelKV in real time, one store for all tests',
   manifest,
   create: () => {
-    const options = { runtime: systemRuntime, store: shared, maxKeyBytes, maxValueBytes }
+    const options = { runtime: systemRuntime, store: shared, ...limits }
     const kv = new ModelKV(options)
-    return { kv, another: async () => new ModelKV(options), maxKeyBytes, maxValueBytes, ...cutting(kv) }
+    return { kv, another: async () => new ModelKV(options), ...limits, maxResultBytes, ...cutting(kv) }
   },
 })
 
 let seed = 1
 const simulated = (store: ModelStore, faults = unreliableFaults): KvFixture => {
   const runtime = new SimulatedRuntime({ seed: seed++ })
-  const options = { runtime, store, faults, maxKeyBytes, maxValueBytes }
+  const options = { runtime, store, faults, ...limits }
   const kv = new ModelKV(options)
   return {
     kv,
     another: async () => new ModelKV(options),
-    maxKeyBytes,
-    maxValueBytes,
+    ...limits,
+    maxResultBytes,
     ...cutting(kv),
     run: (test) => runtime.settle(test),
   }

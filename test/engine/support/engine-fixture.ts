@@ -1,7 +1,7 @@
 /** One engine over real LevelDB folders, driven by hand: the tests deliver messages, look at what is sent, and hold back what the disk does. */
 import { Writer } from '../../../src/base/codec.js'
 import { type Runtime, systemRuntime } from '../../../src/base/runtime.js'
-import { shardOf, writeBatchHeader, writeCommand } from '../../../src/engine/command.js'
+import { CommandType, shardOf, writeBatchHeader, writeCommand } from '../../../src/engine/command.js'
 import { DataFolder } from '../../../src/engine/data-folder.js'
 import { type DatabaseBatch, type OpenDatabase, openLevel } from '../../../src/engine/database.js'
 import { defaultTuning, Engine, type EngineTuning } from '../../../src/engine/engine.js'
@@ -176,7 +176,16 @@ export function putBatch(sequence: number, key: string, value: string): Uint8Arr
   writeBatchHeader(writer, Buffer.alloc(8, 7), sequence, 1)
   writeCommand(
     writer,
-    { sequence, key: bytes, value: Buffer.from(value), shard: shardOf(bytes, testShards), ifVersion: undefined, ifRevision: undefined },
+    {
+      type: CommandType.put,
+      sequence,
+      key: bytes,
+      value: Buffer.from(value),
+      shard: shardOf(bytes, testShards),
+      ifVersion: undefined,
+      ifRevision: undefined,
+      fence: undefined,
+    },
     sequence,
   )
   return writer.finish()
