@@ -69,16 +69,33 @@ export const openLevel: OpenDatabase = async (location, options) => {
   } catch (cause) {
     throw describeOpenFailure(location, cause)
   }
-  const iterate = ({ keysOnly = false, ...range }: DatabaseRange, snapshot?: AbstractSnapshot) =>
+  const open = ({ keysOnly = false, ...range }: DatabaseRange, snapshot?: AbstractSnapshot) =>
     level.iterator({ ...range, values: !keysOnly, highWaterMarkBytes: 256 * 1024, fillCache: false, ...(snapshot === undefined ? {} : { snapshot }) })
+  const get = (key: Uint8Array, snapshot?: AbstractSnapshot) => {
+    try {
+      return snapshot === undefined ? level.getSync(key) : level.getSync(key, { snapshot })
+    } catch (cause) {
+      throw describeReadFailure(location, cause)
+    }
+  }
+  const iterate = (range: DatabaseRange, snapshot?: AbstractSnapshot): DatabaseIterator => {
+    const iterator = open(range, snapshot)
+    return {
+      nextv: (count) =>
+        iterator.nextv(count).catch((cause: unknown) => {
+          throw describeReadFailure(location, cause)
+        }),
+      close: () => iterator.close(),
+    }
+  }
   return {
-    getSync: (key) => level.getSync(key),
+    getSync: (key) => get(key),
     batch: () => level.batch(),
     iterate: (range) => iterate(range),
     snapshot: () => {
       const snapshot = level.snapshot()
       return {
-        getSync: (key) => level.getSync(key, { snapshot }),
+        getSync: (key) => get(key, snapshot),
         iterate: (range) => iterate(range, snapshot),
         close: () => snapshot.close(),
       }
@@ -94,4 +111,10 @@ function describeOpenFailure(location: string, cause: unknown): QuorateError {
   if (code === 'LEVEL_LOCKED') return new RefusedError('FOLDER_IN_USE', `${location} is open in another process or node`, { cause })
   if (code === 'LEVEL_CORRUPTION') return new CorruptionError(`${location} is damaged: ${text}`, 'CORRUPTION', { cause })
   return new QuorateError('OPEN_FAILED', `${location} cannot be opened: ${text}`, false, { cause })
+}
+
+/** Damage that is met when reading, which callers tell from a database that is closed, and the like. */
+function describeReadFailure(location: string, cause: unknown): unknown {
+  if (!(cause instanceof Error) || (cause as { code?: unknown }).code !== 'LEVEL_CORRUPTION') return cause
+  return new CorruptionError(`${location} is damaged: ${cause.message}`, 'CORRUPTION', { cause })
 }

@@ -136,7 +136,8 @@ export class KvService {
       let bytes = 0
       for (const { shard, key } of keys) {
         if (bytes >= maxReplyBytes) break
-        const record = replica.machine.read(shard, key)
+        const record = this.#lookUp(replica, shard, key)
+        if (record === null) return reply(ReplyStatus.stopped, nothing)
         if (record !== undefined) bytes += record.value.length
         found.push(record)
       }
@@ -145,6 +146,17 @@ export class KvService {
       writer.varint(replica.appliedIndex)
       reply(ReplyStatus.done, writer.view())
     })
+  }
+
+  /** Reads a key; null when the state turned out to be damaged, which stops the replica. */
+  #lookUp(replica: ServedReplica, shard: number, key: Uint8Array): ValueRecord | undefined | null {
+    try {
+      return replica.machine.read(shard, key)
+    } catch (error) {
+      if (!(error instanceof CorruptionError)) throw error
+      replica.damaged(error)
+      return null
+    }
   }
 
   #scan(replica: ServedReplica, payload: Uint8Array, consistency: Consistency, reply: ReplyTo): void {
@@ -164,7 +176,10 @@ export class KvService {
       mergePage(cursors, request)
         .then(
           (page) => reply(ReplyStatus.done, encodeScanPage({ ...page, appliedIndex })),
-          () => reply(ReplyStatus.stopped, nothing),
+          (error: unknown) => {
+            if (error instanceof CorruptionError) replica.damaged(error)
+            reply(ReplyStatus.stopped, nothing)
+          },
         )
         .finally(() => {
           this.#scans--

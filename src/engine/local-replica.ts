@@ -7,6 +7,7 @@
  * 2. Reads run between turns only: nobody sees what a crash could take back.
  * 3. Every proposal and every read gets exactly one answer. After a failed flush nothing is done any more: what was in it is answered `lost`, as it may be on the disk.
  */
+import type { CorruptionError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { CommandResult } from './command.js'
 import type { KvMachine } from './kv-machine.js'
@@ -121,6 +122,10 @@ export class LocalReplica implements ServedReplica {
   /** There is but one state, and the one in memory may yet be lost: a stale read waits as any other. */
   awaitAny(reply: ReadReply): void {
     this.awaitReadable(reply)
+  }
+
+  damaged(error: CorruptionError): void {
+    this.#options.onFailure(error)
   }
 
   /** Answers every caller; nothing is accepted any more. */

@@ -163,6 +163,10 @@ export class Replica implements ServedReplica {
     reply(this.#stopped ? 'stopped' : null)
   }
 
+  damaged(error: CorruptionError): void {
+    this.#options.onFailure(this, error)
+  }
+
   /** A core that throws has found its own invariants broken: the group stops, and with it every caller is answered. */
   #step(input: Input): void {
     try {

@@ -2,6 +2,7 @@
  * ServedReplica: what KvService needs of the replica behind a group: somewhere to propose, and state to read. A Raft group's member is one (replica.ts); the local engine, which
  * has neither log nor peers, is the other (local-replica.ts). No code but types.
  */
+import type { CorruptionError } from '../base/errors.js'
 import type { CommandResult } from './command.js'
 import type { KvMachine } from './kv-machine.js'
 
@@ -26,6 +27,8 @@ export interface ServedReplica {
   awaitReadable(reply: ReadReply, lease?: boolean): void
   /** Calls back once, when there is a state that a stale read may see. */
   awaitAny(reply: ReadReply): void
+  /** Reading the state has found it damaged: the replica must stop. */
+  damaged(error: CorruptionError): void
 }
 
 /** Finds the replicas of a node. */
