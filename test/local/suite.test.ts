@@ -34,7 +34,7 @@ for (const shards of [1, 64]) {
       describe,
       it,
       name: `a local store of ${shards} shards`,
-      manifest: { manyClients: true, cut: false },
+      manifest: { manyClients: true, cut: false, crossShard: shards === 1 },
       create: () => ({ kv: store.kv, another: async () => store.another(), ...defaultLimits }),
     })
   })
