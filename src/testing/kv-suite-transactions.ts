@@ -240,7 +240,8 @@ export function declareTransactions({ describe, test }: Declare, manifest: KvMan
         return results.reduce((total, entry) => total + Number(text((entry as KeyValue).value)), 0)
       }
       const transfer = async (client: KV, from: string, to: string) => {
-        for (let done = 0; done < 8; ) {
+        for (let done = 0, attempts = 0; done < 8; attempts++) {
+          assert(attempts < 1000, 'transactions do not get through')
           const [source, target] = await client.getMany([near(from), near(to)])
           const { succeeded } = await client.txn({
             if: [

@@ -9,7 +9,8 @@ import {
   QuorateError,
   UnavailableError,
 } from '../../src/base/errors.js'
-import { CommandStatus } from '../../src/engine/command.js'
+import { CommandStatus, shardOf } from '../../src/engine/command.js'
+import type { WaitOptions } from '../../src/engine/kv.js'
 import { ReplyStatus } from '../../src/engine/kv-protocol.js'
 import { ClientFixture, keyIn, watch } from './support/client-fixture.js'
 
@@ -95,6 +96,122 @@ describe('KvClient', () => {
     watch(fixture.client.put(key1, 'x'))
     expect((await fixture.request()).batch!.lowWater).to.equal(sequence + 2)
     fixture.client.close()
+  })
+
+  it('K3: what had no effect and has no answer is asked again as a new request; answers to the old one are nobody’s from then on', async () => {
+    const fixture = new ClientFixture()
+    const again = { status: CommandStatus.again, version: 0, revision: 0 }
+    const txn = watch(fixture.client.txn({ if: [{ key: key1, absent: true }], then: [{ put: key1, value: 'v' }], else: [{ get: key1 }] }))
+    const first = await fixture.request()
+    const [sequence] = first.batch!.commands.map((each) => each.sequence)
+    // Silence, and a second attempt, which is answered; then the answer to the first comes.
+    const second = await fixture.request()
+    expect(second.batch!.commands[0]!.sequence).to.equal(sequence)
+    fixture.replyWrites(second, [again])
+    await fixture.runtime.advance(0)
+    fixture.replyWrites(first, [again])
+    const third = await fixture.request()
+    expect(third.batch!.commands[0]!).to.include({ sequence: sequence! + 1 })
+    expect(third.batch!.commands[0]!.value).to.deep.equal(first.batch!.commands[0]!.value)
+    expect(third.batch!.lowWater, 'nobody waits for the old one any more').to.equal(sequence! + 1)
+    fixture.replyWrites(first, [{ status: CommandStatus.ok, version: 0, revision: 1, body: Buffer.from([1, 9]) }])
+    fixture.replyWrites(second, [again])
+    expect(await fixture.requests(), 'it is asked once').to.have.length(0)
+    expect(txn.state).to.equal('pending')
+    fixture.replyWrites(third, [{ status: CommandStatus.ok, version: 0, revision: 7, body: Buffer.from([1, 2]) }])
+    await fixture.runtime.advance(0)
+    expect(txn.value).to.deep.equal({ succeeded: true, revision: 7, results: [{ version: 2, revision: 7 }] })
+    watch(fixture.client.put(key1, 'x'))
+    expect((await fixture.request()).batch!.lowWater).to.equal(sequence! + 2)
+    fixture.client.close()
+  })
+
+  it('hazard c6: an abort, the deadline and the end find what was asked again, too', async () => {
+    const fixture = new ClientFixture()
+    const again = { status: CommandStatus.again, version: 0, revision: 0 }
+    const begin = async (options: WaitOptions = {}) => {
+      const txn = watch(fixture.client.batch([{ put: key1, value: 'v' }], options))
+      fixture.replyWrites(await fixture.request(), [again])
+      await fixture.runtime.advance(0)
+      expect(await fixture.requests()).to.have.length(1)
+      return txn
+    }
+    const controller = new AbortController()
+    const aborted = await begin({ signal: controller.signal })
+    const late = await begin({ timeoutMs: 300 })
+    const closed = await begin()
+    controller.abort(new Error('enough'))
+    await fixture.runtime.advance(400)
+    expect([aborted.state, late.state, closed.state]).to.deep.equal(['rejected', 'rejected', 'pending'])
+    expect(aborted.error).to.be.instanceOf(OutcomeUnknownError).and.include({ cause: controller.signal.reason })
+    expect(late.error).to.be.instanceOf(OutcomeUnknownError)
+    fixture.client.close()
+    await fixture.runtime.advance(0)
+    expect(closed.error).to.be.instanceOf(OutcomeUnknownError)
+  })
+
+  it('repeats the rest, under the same request ids, when a reply holds a part of the answers', async () => {
+    const fixture = new ClientFixture()
+    const writes = [0, 1, 2].map((number) => watch(fixture.client.increment(keyIn(1, number))))
+    const all = await fixture.request()
+    const answer = (value: string) => ({ status: CommandStatus.ok, version: 1, revision: 1, body: Buffer.from(value) })
+    fixture.replyWrites(all, [answer('1')])
+    const rest = await fixture.request()
+    expect(rest.batch!.commands.map(({ sequence }) => sequence)).to.deep.equal(all.batch!.commands.slice(1).map(({ sequence }) => sequence))
+    fixture.replyWrites(rest, [answer('2'), answer('-3')])
+    await fixture.runtime.advance(0)
+    expect(writes.map(({ value }) => value?.value)).to.deep.equal([1n, 2n, -3n])
+    fixture.client.close()
+  })
+
+  it('tells what a group says of a transaction, a fence and a number, each by its own error', async () => {
+    const fixture = new ClientFixture()
+    const cases = [
+      [CommandStatus.fenced, ConditionFailedError, 'FENCED'],
+      [CommandStatus.notANumber, ConditionFailedError, 'NOT_A_NUMBER'],
+      [CommandStatus.outOfRange, ConditionFailedError, 'NUMBER_OUT_OF_RANGE'],
+      [CommandStatus.conditionFailed, ConditionFailedError, 'CONDITION_FAILED'],
+      [CommandStatus.tooLarge, InvalidArgumentError, 'RESULT_TOO_LARGE'],
+      [CommandStatus.stale, OutcomeUnknownError, 'OUTCOME_UNKNOWN'],
+    ] as const
+    for (const [status, errorClass, code] of cases) {
+      const write = watch(fixture.client.increment(key1))
+      fixture.replyWrites(await fixture.request(), [{ status, version: 4, revision: 5 }])
+      await fixture.runtime.advance(0)
+      expect(write.error, code).to.be.instanceOf(errorClass).and.include({ code })
+      if (write.error instanceof ConditionFailedError) expect(write.error).to.include({ actualVersion: 4, actualRevision: 5 })
+    }
+    fixture.client.close()
+  })
+
+  it('refuses at the call what is over a limit, in several shards or no transaction, and sends nothing', async () => {
+    const fixture = new ClientFixture({ limits: { maxKeyBytes: 20, maxValueBytes: 10, maxBatchOperations: 3, maxBatchBytes: 40 } })
+    const { client } = fixture
+    const operation = { put: '{t}a', value: '1234567890' }
+    const foreign = Array.from({ length: 100 }, (_, number) => `k${number}`).find(
+      (key) => shardOf(Buffer.from(key), 8) !== shardOf(Buffer.from('t'), 8),
+    )!
+    const cases: [string, () => Promise<unknown>][] = [
+      ['TOO_MANY_OPERATIONS', () => client.batch(Array.from({ length: 4 }, () => ({ delete: '{t}a' })))],
+      ['BATCH_TOO_LARGE', () => client.batch([operation, operation, { put: '{t}a', value: '123456789' }])],
+      ['VALUE_TOO_LARGE', () => client.batch([{ put: '{t}a', value: '12345678901' }])],
+      ['KEY_TOO_LARGE', () => client.txn({ then: [{ get: '{t}'.padEnd(21, 'k') }] })],
+      ['EMPTY_KEY', () => client.txn({ if: [{ key: '', absent: true }] })],
+      ['CROSS_SHARD', () => client.batch([operation, { delete: foreign }])],
+      ['CROSS_SHARD', () => client.txn({ if: [{ key: '{t}a', absent: true }], else: [{ get: foreign }] })],
+      ['CROSS_SHARD', () => client.put('{t}a', '', { fence: { key: foreign, revision: 1 } })],
+      ['CROSS_SHARD', () => client.batch([operation], { fence: { key: foreign, revision: 1 } })],
+      ['INVALID_ARGUMENT', () => client.increment('{t}a', 0.5)],
+    ]
+    for (const [code, call] of cases) {
+      const refused = watch(call())
+      await fixture.runtime.advance(0)
+      expect(refused.error, code).to.be.instanceOf(InvalidArgumentError).and.include({ code })
+    }
+    expect(await fixture.requests(1000)).to.have.length(0)
+    watch(client.batch([operation, operation, { put: '{t}a', value: '' }]))
+    expect(await fixture.requests()).to.have.length(1)
+    client.close()
   })
 
   it('settles once: late and repeated answers, and answers of the wrong size, change nothing', async () => {

@@ -97,7 +97,82 @@ describe('the KV suite bites', () => {
       return super.write(key, value)
     }
   }
+  class TransactsTwice extends ModelStore {
+    override transact(...[transaction, condition]: Parameters<ModelStore['transact']>) {
+      const result = super.transact(transaction, condition)
+      super.transact(transaction)
+      return result
+    }
+  }
+  class IgnoresCompares extends ModelStore {
+    override transact(...[transaction, condition]: Parameters<ModelStore['transact']>) {
+      return super.transact({ ...transaction, compares: transaction.compares.slice(0, 1) }, condition)
+    }
+  }
+  class ElseDoesNothing extends ModelStore {
+    override transact(...[transaction, condition]: Parameters<ModelStore['transact']>) {
+      const result = super.transact({ ...transaction, branches: [transaction.branches[0], []] }, condition)
+      return result.succeeded
+        ? result
+        : {
+            ...result,
+            results: super.transact({ ...transaction, compares: [], branches: [transaction.branches[1].filter(({ kind }) => kind === 3), []] })
+              .results,
+          }
+    }
+  }
+  class BothBranches extends ModelStore {
+    override transact(...[transaction, condition]: Parameters<ModelStore['transact']>) {
+      const result = super.transact(transaction, condition)
+      if (!result.succeeded) super.transact({ ...transaction, compares: [], branches: [transaction.branches[0], []] })
+      return result
+    }
+  }
+  class WritesInSeveralSteps extends ModelStore {
+    override transact(...[transaction, condition]: Parameters<ModelStore['transact']>) {
+      if (transaction.compares.length > 0) return super.transact(transaction, condition)
+      const parts = transaction.branches[0].map((step) => super.transact({ ...transaction, branches: [[step], []] }, condition))
+      return { succeeded: true, revision: parts.at(-1)!.revision, results: parts.flatMap(({ results }) => results) }
+    }
+  }
+  class IgnoresFences extends ModelStore {
+    override transact(...[transaction]: Parameters<ModelStore['transact']>) {
+      return super.transact(transaction)
+    }
+  }
+  class ForgetsThatAbsentIsNoValue extends ModelStore {
+    override transact(...[transaction, condition]: Parameters<ModelStore['transact']>) {
+      const compares = transaction.compares.map((each) => (each.value?.length === 0 ? { ...each, value: undefined, version: 0 } : each))
+      return super.transact({ ...transaction, compares }, condition)
+    }
+  }
+  class CountsInDoubles extends ModelStore {
+    override increment(...[key, by, condition]: Parameters<ModelStore['increment']>) {
+      const { version, revision, value } = super.increment(key, by, condition)
+      return { version, revision, value: BigInt(Number(value)) }
+    }
+  }
+  class WrapsAround extends ModelStore {
+    override increment(...[key, by, condition]: Parameters<ModelStore['increment']>) {
+      try {
+        return super.increment(key, by, condition)
+      } catch (error) {
+        if ((error as { code?: string }).code !== 'NUMBER_OUT_OF_RANGE') throw error
+        const value = BigInt.asIntN(64, BigInt(Buffer.from(this.read(key)!.value).toString()) + by)
+        return { ...this.write(key, Buffer.from(`${value}`)), value }
+      }
+    }
+  }
   for (const Broken of [
+    TransactsTwice,
+    IgnoresCompares,
+    ElseDoesNothing,
+    BothBranches,
+    WritesInSeveralSteps,
+    IgnoresFences,
+    ForgetsThatAbsentIsNoValue,
+    CountsInDoubles,
+    WrapsAround,
     WithoutDeletedRevisions,
     VersionsGoOn,
     IgnoresRevisions,
