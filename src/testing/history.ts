@@ -58,6 +58,8 @@ const maxValueBytes = 64
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 function toText(input: string | Uint8Array): string {
+  // Of a wrong kind: the store refuses it.
+  if (typeof input !== 'string' && !(input instanceof Uint8Array)) return String(input)
   if (typeof input === 'string') return input.startsWith('0x') ? hexadecimal(new TextEncoder().encode(input)) : input
   try {
     const text = utf8.decode(input)
@@ -74,6 +76,7 @@ function hexadecimal(bytes: Uint8Array): string {
 /** Values are only ever compared: of a long one its length, its beginning and a 64-bit checksum (two FNV-1a with different starts) are kept. */
 function valueText(value: ValueLike): string {
   const bytes = typeof value === 'string' ? new TextEncoder().encode(value) : value
+  if (!(bytes instanceof Uint8Array)) return String(bytes)
   if (bytes.length <= maxValueBytes) return toText(bytes)
   let low = 0x811c9dc5
   let high = 0x01234567
@@ -137,8 +140,8 @@ export class History {
 
 /**
  * The same KV, with every operation of this client written down. `getMany` and `scan` count as one get for each key that they return (what a scan does not return is not
- * written down). Of a transaction each operation is written down by itself: what the checker finds wrong is wrong, while that they happened together it does not check. An increment
- * stands as a put of the sum: one of unknown outcome has no value, so histories with those cannot be judged.
+ * written down). Stale reads are not written down: they promise nothing that a history could break. Of a transaction each operation is written down by itself: what the checker finds wrong is
+ * wrong, while that they happened together it does not check. An increment stands as a put of the sum: one of unknown outcome has no value, so histories with those cannot be judged.
  *
  * @example
  * const history = new History()
@@ -187,8 +190,19 @@ export function recordHistory(kv: KV, history: History, client: string): KV {
   /** Of two writes of one key in a transaction both have its revision, and the checker takes every revision for that of one write: the last one has it. */
   const isLastWrite = (operations: readonly Operation[], at: number) =>
     !operations.slice(at + 1).some(({ op, key }) => op !== 'get' && key === operations[at]!.key)
+  async function* recordScan(entries: AsyncIterable<KeyValue>): AsyncIterable<KeyValue> {
+    // An entry was read at some time between the call of the scan and its arrival here.
+    const call = history.now()
+    for await (const entry of entries) {
+      const operation: Operation = { client, call, ret: null, op: 'get', key: toText(entry.key), value: null, version: null, result: 'unknown' }
+      read(operation, entry)
+      history.operations.push(operation)
+      yield entry
+    }
+  }
   const recorded: KV = {
     async get(key: KeyLike, options?: ReadOptions) {
+      if (options?.consistency === 'stale') return kv.get(key, options)
       const operation = history.begin({ client, op: 'get', key })
       try {
         const entry = await kv.get(key, options)
@@ -200,6 +214,7 @@ export function recordHistory(kv: KV, history: History, client: string): KV {
       }
     },
     async getMany(keys: readonly KeyLike[], options?: ReadOptions) {
+      if (options?.consistency === 'stale') return kv.getMany(keys, options)
       const operations = keys.map((key) => history.begin({ client, op: 'get', key }))
       try {
         const entries = await kv.getMany(keys, options)
@@ -239,24 +254,9 @@ export function recordHistory(kv: KV, history: History, client: string): KV {
         throw error
       }
     },
-    async *scan(options?: ScanOptions) {
-      // An entry was read at some time between the call of the scan and its arrival here.
-      const call = history.now()
-      for await (const entry of kv.scan(options)) {
-        const operation: Operation = {
-          client,
-          call,
-          ret: null,
-          op: 'get',
-          key: toText(entry.key),
-          value: null,
-          version: null,
-          result: 'unknown',
-        }
-        read(operation, entry)
-        history.operations.push(operation)
-        yield entry
-      }
+    scan(options?: ScanOptions) {
+      const entries = kv.scan(options)
+      return options?.consistency === 'stale' ? entries : recordScan(entries)
     },
     async txn(request: TxnRequest, options?: FenceOptions) {
       const branches = [request.then ?? [], request.else ?? []].map((steps) => steps.map(beginStep))

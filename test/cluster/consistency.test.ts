@@ -2,8 +2,10 @@
 import { join } from 'node:path'
 import { expect } from 'chai'
 import { InvalidArgumentError, type Node, openNode, type ReadOptions, type ReadPosition, UnavailableError } from '../../src/index.js'
+import { History } from '../../src/testing/history.js'
 import { MemoryNetwork } from '../../src/transport/memory.js'
 import { withFolder } from '../support/folders.js'
+import { checkRecorded, recordNode } from '../support/recorded.js'
 import { newSeed } from '../support/seed.js'
 
 const ids = ['a', 'b', 'c']
@@ -20,7 +22,8 @@ async function withNodes(run: (fixture: Fixture) => Promise<void>): Promise<void
     const network = new MemoryNetwork({ seed: newSeed() })
     const bootstrap = { nodes: ids.map((id) => ({ id, address: id })), groups: 1 }
     const open = (id: string) => openNode({ id, location: join(folder, id), bootstrap, transport: network.transport(id) })
-    const nodes = new Map((await Promise.all(ids.map(open))).map((node) => [node.id, node]))
+    const history = new History()
+    const nodes = new Map((await Promise.all(ids.map(open))).map((node) => [node.id, recordNode(node, history)]))
     const leader = async () => {
       for (;;) {
         for (const node of nodes.values()) if (node.status().groups.some(({ group, role }) => group === 1 && role === 'leader')) return node
@@ -29,6 +32,7 @@ async function withNodes(run: (fixture: Fixture) => Promise<void>): Promise<void
     }
     try {
       await run({ network, nodes, leader })
+      checkRecorded(history)
     } finally {
       network.heal()
       await Promise.all([...nodes.values()].map((node) => node.close()))

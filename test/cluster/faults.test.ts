@@ -2,9 +2,11 @@
 import { join } from 'node:path'
 import { expect } from 'chai'
 import { type Node, OutcomeUnknownError, openNode } from '../../src/index.js'
+import { History } from '../../src/testing/history.js'
 import { SeededRandom } from '../../src/testing/seeded-random.js'
 import { MemoryNetwork } from '../../src/transport/memory.js'
 import { withFolder } from '../support/folders.js'
+import { checkRecorded, recordNode } from '../support/recorded.js'
 import { newSeed } from '../support/seed.js'
 
 const ids = ['a', 'b', 'c']
@@ -22,10 +24,16 @@ describe('a cluster over a bad network', () => {
         faults: { maxDelayMs: 3, dropProbability: 0.02, repeatProbability: 0.2, reorderProbability: 0.05, reorderMinMs: 5, reorderMaxMs: 400 },
       })
       const bootstrap = { nodes: ids.map((id) => ({ id, address: id })), groups: 2, shards: 8 }
-      const open = (id: string) => openNode({ id, location: join(folder, id), bootstrap, transport: network.transport(id) })
+      const history = new History()
+      const open = async (id: string) =>
+        recordNode(await openNode({ id, location: join(folder, id), bootstrap, transport: network.transport(id) }), history)
       const nodes = new Map<string, Node>()
       for (const node of await Promise.all(ids.map(open))) nodes.set(node.id, node)
-      const client = await openNode({ role: 'client', transport: network.transport('client'), seeds: ids, requestTimeoutMs: 30_000 })
+      const client = recordNode(
+        await openNode({ role: 'client', transport: network.transport('client'), seeds: ids, requestTimeoutMs: 30_000 }),
+        history,
+        'client',
+      )
       const acknowledged = new Map<string, number>()
       const unknown = new Map<string, number>()
       const count = (counts: Map<string, number>, key: string) => counts.set(key, (counts.get(key) ?? 0) + 1)
@@ -69,6 +77,7 @@ describe('a cluster over a bad network', () => {
             expect(Math.abs(one!.version - other!.version), `seed ${seed}`).to.be.at.most(unknown.get(key) ?? 0)
           }
         }
+        checkRecorded(history)
       } finally {
         await Promise.all([client, ...nodes.values()].map((node) => node.close()))
       }

@@ -5,14 +5,17 @@ import { expect } from 'chai'
 import { openLevel } from '../../src/engine/database.js'
 import { recordKey, recordsEnd } from '../../src/engine/log-records.js'
 import { CorruptionError, type MemberOptions, type Node, openNode, RefusedError, UnavailableError } from '../../src/index.js'
+import { History } from '../../src/testing/history.js'
 import { tcp } from '../../src/transport/tcp.js'
 import { freePorts, withFolder } from '../support/folders.js'
+import { checkRecorded, recordNode } from '../support/recorded.js'
 
 /** Nodes by id, each with a folder and an address of its own, opened with options that the test gives. */
 class Site {
   readonly folder: string
   readonly nodes = new Map<string, Node>()
   readonly addresses = new Map<string, string>()
+  readonly history = new History()
 
   constructor(folder: string) {
     this.folder = folder
@@ -27,7 +30,7 @@ class Site {
     const transport = tcp({ listen: this.addresses.get(id)! })
     const node = await openNode({ id, location: this.location(id), transport, requestTimeoutMs: 30_000, ...options })
     this.nodes.set(id, node)
-    return node
+    return recordNode(node, this.history)
   }
 
   /** The list of founders with these ids. */
@@ -63,6 +66,7 @@ function withSite(run: (site: Site) => Promise<void>): Promise<void> {
     const site = new Site(folder)
     try {
       await run(site)
+      checkRecorded(site.history)
     } finally {
       await site.closeAll()
     }

@@ -4,9 +4,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ClusterNode } from '../../src/index.js'
 import { type BootstrapOptions, type ClientOptions, type MemberOptions, type Node, openNode } from '../../src/index.js'
+import { History } from '../../src/testing/history.js'
 import type { MemoryNetwork } from '../../src/transport/memory.js'
 import { tcp } from '../../src/transport/tcp.js'
 import { freePorts } from './folders.js'
+import { checkRecorded, recordNode } from './recorded.js'
 
 export class TestCluster {
   readonly folder: string
@@ -14,6 +16,8 @@ export class TestCluster {
   readonly nodes = new Map<string, Node>()
   /** Stands in for TCP where a test wants faults. */
   readonly network: MemoryNetwork | null
+  /** What was asked of the nodes and clients; null when that is not written down. */
+  history: History | null = null
   #clients = 0
 
   constructor(folder: string, bootstrap: BootstrapOptions, network: MemoryNetwork | null = null) {
@@ -25,12 +29,13 @@ export class TestCluster {
   /** Makes the folder and the addresses of a cluster, and starts its nodes. `close` takes all down again. */
   static async open(
     size: number,
-    options: { network?: MemoryNetwork; bootstrap?: Partial<BootstrapOptions>; node?: Partial<MemberOptions> } = {},
+    options: { network?: MemoryNetwork; bootstrap?: Partial<BootstrapOptions>; node?: Partial<MemberOptions>; record?: boolean } = {},
   ): Promise<TestCluster> {
     const folder = await mkdtemp(join(tmpdir(), 'quorate-test-'))
     const ports = await freePorts(size)
     const nodes = ports.map((port, at) => ({ id: `n${at + 1}`, address: `127.0.0.1:${port}` }))
     const cluster = new TestCluster(folder, { nodes, ...options.bootstrap }, options.network ?? null)
+    if (options.record) cluster.history = new History()
     try {
       await Promise.all(nodes.map(({ id }) => cluster.start(id, options.node)))
     } catch (error) {
@@ -54,7 +59,7 @@ export class TestCluster {
     const transport = this.network?.transport(address) ?? tcp({ listen: address })
     const node = await openNode({ id, location, bootstrap: this.bootstrap, transport, ...options })
     this.nodes.set(id, node)
-    return node
+    return this.#record(node, id)
   }
 
   async stop(id: string): Promise<void> {
@@ -63,9 +68,14 @@ export class TestCluster {
     await node?.close()
   }
 
-  openClient(options: Partial<ClientOptions> = {}): Promise<Node> {
-    const transport = this.network?.transport(`client-${++this.#clients}`) ?? tcp()
-    return openNode({ role: 'client', transport, seeds: this.addresses, ...options })
+  async openClient(options: Partial<ClientOptions> = {}): Promise<Node> {
+    const name = `client-${++this.#clients}`
+    const transport = this.network?.transport(name) ?? tcp()
+    return this.#record(await openNode({ role: 'client', transport, seeds: this.addresses, ...options }), name)
+  }
+
+  #record(node: Node, client: string): Node {
+    return this.history === null ? node : recordNode(node, this.history, client)
   }
 
   /** The node that leads a group, as the nodes themselves say; undefined while there is none. */
@@ -82,16 +92,17 @@ export class TestCluster {
   }
 }
 
-/** Runs a function with a started cluster of so many nodes, and takes it down afterwards. */
+/** Runs a function with a started cluster of so many nodes, and takes it down afterwards. What it asks of the nodes must be linearizable. */
 export async function withCluster(
   size: number,
   run: (cluster: TestCluster) => Promise<void>,
   bootstrap: Partial<BootstrapOptions> = {},
   node: Partial<MemberOptions> = {},
 ): Promise<void> {
-  const cluster = await TestCluster.open(size, { bootstrap, node })
+  const cluster = await TestCluster.open(size, { bootstrap, node, record: true })
   try {
     await run(cluster)
+    checkRecorded(cluster.history!)
   } finally {
     await cluster.close()
   }

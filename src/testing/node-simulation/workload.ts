@@ -71,8 +71,7 @@ export class NodeWorkload {
     process.complete(0, () => {
       this.#count('asked')
       this.#pending.set(process, (this.#pending.get(process) ?? 0) + 1)
-      // A stale read promises nothing that a history could break.
-      const kv = operation.consistency === 'stale' ? node.kv : recordHistory(node.kv, this.#environment.history, `client-${operation.client}`)
+      const kv = recordHistory(node.kv, this.#environment.history, `client-${operation.client}`)
       const ended = this.#run(kv, operation, number, process).then(
         () => {
           this.#count(`${operation.op}-ok`)
