@@ -322,9 +322,20 @@ export class RaftCore implements Consensus {
     persistence.restored({ index, term, configuration: state.configurations.at(index) }, isKept ? lastIndex : commitIndex)
     state.commitUpTo(index)
     state.appliedIndex = index
+    this.#reconsiderRole(isKept)
     this.#following.restored()
     if (state.role === 'leader') this.#replication.configurationChanged()
     this.#evict()
+  }
+
+  /**
+   * A snapshot says what was committed without this replica. Who was removed by it campaigns no more (hazard D3.26). And who leads with a log that it contradicts was deposed in a later term: of this
+   * one it may have sent entries that are gone, and must never append others in their place (hazards D2.14, D6.47).
+   */
+  #reconsiderRole(isLogKept: boolean): void {
+    const { role, term, mayLead } = this.#state
+    const isOver = role === 'leader' ? !isLogKept : role !== 'follower' && !mayLead
+    if (isOver) this.#becomeFollower(term, null)
   }
 
   /** Lets go of memory, the oldest first: entries that are durable and applied, and when applying lags far behind, also such that are only committed. */

@@ -1,6 +1,7 @@
 /** Compaction, offers, installs: what a replica does when the log does not begin at 1 (Raft paper §7, figure 13). */
 import { expect } from 'chai'
 import { InvariantError } from '../../src/raft/invariant.js'
+import { encodeConfiguration } from '../../src/raft/message-codec.js'
 import { mergeWork } from '../../src/raft/persistence.js'
 import { type Entry, EntryKind, type PersistWork } from '../../src/raft/types.js'
 import { Cluster } from './support/cluster.js'
@@ -147,6 +148,70 @@ describe('raft snapshots', () => {
       const solo = new Solo({ terms: [1, 1, 1], raft: { commitIndex: 3 } })
       expect(() => solo.core.step({ type: 'restored', index: 2, term: 1, configuration: three })).to.throw(InvariantError)
       expect(solo.core.dirty).to.equal(false)
+    })
+
+    it('hazard D3.26: who learns from it that it was removed campaigns no more, and pre-votes that are still granted begin nothing', () => {
+      const without = { voters: ['n2', 'n3'], learners: ['n1'], votersOutgoing: [] }
+      const removed = new Solo({ terms: [1, 1] })
+      const questions = removed.timeout()
+      expect(removed.core.role).to.equal('pre-candidate')
+      removed.core.step({ type: 'restored', index: 4, term: 1, configuration: without })
+      expect(removed.core.role).to.equal('follower')
+      for (const question of questions) removed.vote(question)
+      expect([removed.core.role, removed.core.term]).to.deep.equal(['follower', 1])
+
+      const candidate = new Solo({ terms: [1, 1] })
+      for (const question of candidate.timeout()) candidate.vote(question)
+      const requests = only(candidate.settle(), 'vote-request')
+      expect(candidate.core.role).to.equal('candidate')
+      candidate.core.step({ type: 'restored', index: 4, term: 1, configuration: without })
+      for (const request of requests) candidate.vote(request)
+      expect([candidate.core.role, candidate.core.term]).to.deep.equal(['follower', 2])
+      expect(candidate.settle()).to.deep.equal([])
+
+      const stays = new Solo({ terms: [1, 1] })
+      const asked = stays.timeout()
+      stays.core.step({ type: 'restored', index: 4, term: 1, configuration: three })
+      for (const question of asked) stays.vote(question)
+      expect(stays.core.role, 'whoever is still a voter goes on').to.equal('candidate')
+    })
+
+    it('hazard D3.26: nor who held its removal in its log, and learns that it was committed', () => {
+      const solo = new Solo({ terms: [1, 1] })
+      const removal = encodeConfiguration({ voters: ['n2', 'n3'], learners: [], votersOutgoing: [] })
+      solo.append({
+        from: 'n2',
+        previousIndex: 2,
+        previousTerm: 1,
+        entries: [{ index: 3, term: 1, kind: EntryKind.configuration, data: removal }],
+      })
+      solo.settle()
+      solo.timeout()
+      expect(solo.core.role, 'perhaps nobody else can commit it').to.equal('pre-candidate')
+      solo.core.step({ type: 'restored', index: 3, term: 1, configuration: { voters: ['n2', 'n3'], learners: [], votersOutgoing: [] } })
+      expect(solo.core.role).to.equal('follower')
+    })
+
+    it('hazard D6.47: a leader whose log it contradicts was deposed: it leads no more, and appends nothing twice in its term', () => {
+      const solo = new Solo({ terms: [1, 1, 1, 1], hardState: { term: 3, vote: null } })
+      solo.lead()
+      const sent = { term: solo.core.term, index: solo.core.lastIndex }
+      expect(sent).to.deep.equal({ term: 4, index: 5 })
+      solo.read(7)
+      solo.settle()
+      solo.core.step({ type: 'restored', index: 3, term: 2, configuration: three })
+      const { rejected } = solo.drain()
+      expect(rejected.map(({ id }) => id)).to.deep.equal([7])
+      expect([solo.core.role, solo.core.term, solo.core.lastIndex]).to.deep.equal(['follower', 4, 3])
+      solo.propose('another entry 5 of term 4')
+      solo.propose('and 6')
+      expect(solo.core.lastIndex).to.equal(3)
+      expect(only(solo.tick(10).settle(), 'heartbeat')).to.deep.equal([])
+
+      const agreed = new Solo({ terms: [1, 1, 1, 1], hardState: { term: 3, vote: null } })
+      agreed.lead()
+      agreed.core.step({ type: 'restored', index: 3, term: 1, configuration: three })
+      expect([agreed.core.role, agreed.core.lastIndex], 'one that agrees with it leads on').to.deep.equal(['leader', 5])
     })
 
     it('hazard D1.6: a write of the log that was replaced makes nothing of the new one durable, however late it completes', () => {

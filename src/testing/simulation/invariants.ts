@@ -3,7 +3,7 @@
  * The numbers are those of the hazards catalogue.
  *
  * R1 election safety: at most one leader a term, and only that leader sends appends and heartbeats of the term
- * R2 a leader never truncates its log
+ * R2 a leader never truncates its log, nor leads on when a snapshot replaced it
  * R3 log matching: the same index and term mean equal prefixes, in memory, on disk and in messages
  * R4 leader completeness: a leader holds every entry that was committed in an earlier term
  * R5 state-machine safety: one index, one command, over all replicas and restarts
@@ -185,6 +185,7 @@ export class InvariantChecker {
   /** The core handed out work for its disk. `leaderTermBefore` is the term that it led when the cycle began, or 0. */
   persistWork(id: NodeId, core: Consensus, work: PersistWork, leaderTermBefore: number): void {
     const log = this.#view(id).log
+    const isSameLeadership = leaderTermBefore !== 0 && core.role === 'leader' && core.term === leaderTermBefore
     this.#configurations.persistWork(id, core, work)
     if (work.reset !== null) {
       const { index, term, keepsLater } = work.reset
@@ -194,10 +195,16 @@ export class InvariantChecker {
       if (!keepsLater && log.lastIndex > index && log.hashAt(index) === this.#committed.hashAt(index)) {
         throw new InvariantViolation('R13', `${id} drops what follows on ${index} in its log, where it agrees with the snapshot`)
       }
+      if (isSameLeadership && log.hashAt(index) !== this.#committed.hashAt(index)) {
+        throw new InvariantViolation(
+          'R2',
+          `${id}, leader of term ${leaderTermBefore}, has its log replaced by a snapshot up to ${index} and leads on`,
+        )
+      }
       log.restore(index, this.#committed, keepsLater)
     }
     if (work.truncateFrom !== null) {
-      if (leaderTermBefore !== 0 && core.role === 'leader' && core.term === leaderTermBefore) {
+      if (isSameLeadership) {
         throw new InvariantViolation('R2', `${id}, leader of term ${leaderTermBefore}, truncates its log from ${work.truncateFrom}`)
       }
       if (work.entries.length > 0 && (work.entries[0] as Entry).index !== work.truncateFrom) {

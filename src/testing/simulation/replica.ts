@@ -539,6 +539,8 @@ export class SimulatedReplica {
     const { core, appliedIndex: index, stateHash } = this
     const term = core?.termAt(index)
     const configuration = core?.configurationAt(index)
+    // What was installed a moment ago is not in the core's log yet, which may hold another entry there. The real host knows no such moment: state and log change in one turn.
+    if (core !== null && index > core.commitIndex) return null
     // One that was made to join and has not heard who is in the group has nothing to hand on.
     return index === 0 || term === undefined || configuration === undefined || configuration.voters.length === 0
       ? null
