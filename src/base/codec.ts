@@ -73,6 +73,13 @@ export class Writer {
     return this
   }
 
+  /** Text of one byte a unit, without a length. */
+  latin1(text: string): this {
+    this.#reserve(text.length)
+    this.#length += this.#buffer.write(text, this.#length, 'latin1')
+    return this
+  }
+
   /** Bytes behind their length. */
   bytes(bytes: Uint8Array): this {
     return this.varint(bytes.length).raw(bytes)

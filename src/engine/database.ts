@@ -10,6 +10,7 @@ import { ClassicLevel } from 'classic-level'
 import { CorruptionError, QuorateError, RefusedError } from '../base/errors.js'
 
 export interface DatabaseBatch {
+  /** Copies what it is given. */
   put(key: Uint8Array, value: Uint8Array): unknown
   del(key: Uint8Array): unknown
   write(options: { sync: boolean }): Promise<void>

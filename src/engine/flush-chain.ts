@@ -17,9 +17,7 @@ const afterLinks = '\xff\xffg'
 class Link implements StateRecord {
   readonly sizeBytes = 16
 
-  encode(): Uint8Array {
-    return new Uint8Array(0)
-  }
+  encode(): void {}
 }
 
 const link = new Link()

@@ -20,7 +20,6 @@ import {
   ScanForm,
   type ScanPage,
   type ScanRequest,
-  writeReadResult,
   writeResults,
 } from './kv-protocol.js'
 import type { ReadReply, Refusal, ReplicaSource, ServedReplica } from './served-replica.js'
@@ -138,11 +137,11 @@ export class KvService {
         if (bytes >= maxReplyBytes) break
         const record = this.#lookUp(replica, shard, key)
         if (record === null) return reply(ReplyStatus.stopped, nothing)
-        if (record !== undefined) bytes += record.value.length
+        if (record !== undefined) bytes += record.valueBytes
         found.push(record)
       }
       const writer = new Writer(bytes + found.length * 24 + 8).varint(found.length)
-      for (const record of found) writeReadResult(writer, record)
+      for (const record of found) writeRecord(writer, record)
       writer.varint(replica.appliedIndex)
       reply(ReplyStatus.done, writer.view())
     })
@@ -188,6 +187,16 @@ export class KvService {
   }
 }
 
+/** As `writeReadResult`, without making a copy of the value first. */
+function writeRecord(writer: Writer, record: ValueRecord | undefined): void {
+  if (record === undefined) {
+    writer.varint(0)
+    return
+  }
+  writer.varint(record.version).varint(record.revision).varint(record.valueBytes)
+  record.writeValue(writer)
+}
+
 function refuse(replica: ServedReplica, refusal: Refusal, reply: ReplyTo): void {
   switch (refusal) {
     case 'not-leader':
@@ -222,10 +231,10 @@ async function mergePage(cursors: readonly RecordCursor[], request: ScanRequest)
       if (head === undefined) return { entries, count, last, more: false }
       if (count > 0 && (count >= maxEntries || bytes >= maxBytes)) return { entries, count, last, more: true }
       heads.pop()
-      const { version, revision, value } = head.record
+      const { version, revision } = head.record
       last = Buffer.from(head.key, 'latin1')
       if (request.form !== ScanForm.count) {
-        const sent = request.form === ScanForm.keys ? nothing : value
+        const sent = request.form === ScanForm.keys ? nothing : head.record.value
         entries.push({ key: last, version, revision, value: sent })
         bytes += last.length + sent.length
       }

@@ -9,15 +9,14 @@
  * 2. A record changed in the active generation belongs to that generation alone and may be changed in place; `freeze` begins the next generation, and what it returns never changes.
  * 3. Only clean records are let go of, and only when the table outgrows its bound: the ones that were not asked for since the hand came by last (CLOCK).
  */
+import type { Writer } from '../base/codec.js'
 import { lowerBound, mergeSorted } from './sorted-keys.js'
 
 /** What the state holds under a key; encoded only when it is flushed. */
 export interface StateRecord {
-  encode(): Uint8Array
+  encode(writer: Writer): void
   /** Roughly the bytes of memory that it holds. */
   readonly sizeBytes: number
-  /** The record is kept beyond its flush: hold on to parts of its encoding rather than of the frame that it came in. */
-  rest?(encoded: Uint8Array): void
 }
 
 export type PendingEntry = [string, StateRecord | null]
@@ -29,6 +28,7 @@ export interface FrozenChanges {
 }
 
 interface Slot {
+  readonly key: string
   record: StateRecord | null
   /** In which it was changed last; 0 for a record as the database has it. */
   generation: number
@@ -48,10 +48,10 @@ export class RecordTable {
   #generation = 1
   /** Bytes of all slots. */
   #bytes = 0
-  /** Of the active generation: bytes, and keys in the order in which they were first changed. */
+  /** Of the active generation: bytes, and slots in the order in which they were first changed. */
   #dirtyBytes = 0
-  #dirtyKeys: string[] = []
-  #sorted: readonly string[] = []
+  #dirty: Slot[] = []
+  #sorted: readonly Slot[] = []
   #sortedCount = 0
   /** The generation that is being flushed. */
   #frozen = nothing
@@ -85,7 +85,7 @@ export class RecordTable {
     const bytes = sizeOf(key, record)
     let slot = this.#slots.get(key)
     if (slot === undefined) {
-      slot = { record, generation: 0, bytes, used: false }
+      slot = { key, record, generation: 0, bytes, used: false }
       this.#slots.set(key, slot)
     } else {
       this.#bytes -= slot.bytes
@@ -97,13 +97,13 @@ export class RecordTable {
     this.#dirtyBytes += bytes
     if (slot.generation === this.#generation) return
     slot.generation = this.#generation
-    this.#dirtyKeys.push(key)
+    this.#dirty.push(slot)
   }
 
   /** Keeps what the database holds under a key that has no slot. */
   cache(key: string, record: StateRecord | null): void {
     const bytes = sizeOf(key, record)
-    this.#slots.set(key, { record, generation: 0, bytes, used: false })
+    this.#slots.set(key, { key, record, generation: 0, bytes, used: false })
     this.#bytes += bytes
     this.#evict()
   }
@@ -131,11 +131,11 @@ export class RecordTable {
 
   /** Ends the active generation and returns its changes, which stay in force until `thaw`. */
   freeze(): FrozenChanges {
-    const keys = this.#dirtyKeys
-    this.#frozen = { keys, records: keys.map((key) => this.#slots.get(key)!.record) }
+    const slots = this.#dirty
+    this.#frozen = { keys: slots.map(({ key }) => key), records: slots.map(({ record }) => record) }
     this.#frozenSorted = null
     this.#generation++
-    this.#dirtyKeys = []
+    this.#dirty = []
     this.#dirtyBytes = 0
     this.#sorted = []
     this.#sortedCount = 0
@@ -160,26 +160,30 @@ export class RecordTable {
     const newer = this.#sortedDirty()
     const entries: PendingEntry[] = []
     const olderEnd = lowerBound(older, lt, firstOf)
-    const newerEnd = lowerBound(newer, lt, itself)
+    const newerEnd = lowerBound(newer, lt, keyOf)
     let o = lowerBound(older, gte, firstOf)
-    let n = lowerBound(newer, gte, itself)
+    let n = lowerBound(newer, gte, keyOf)
     while (o < olderEnd || n < newerEnd) {
-      if (n >= newerEnd || (o < olderEnd && older[o]![0] < newer[n]!)) {
+      if (n >= newerEnd || (o < olderEnd && older[o]![0] < newer[n]!.key)) {
         entries.push(older[o++]!)
       } else {
-        const key = newer[n++]!
+        const { key, record } = newer[n++]!
         if (o < olderEnd && older[o]![0] === key) o++
-        entries.push([key, this.#slots.get(key)!.record])
+        entries.push([key, record])
       }
     }
     return entries
   }
 
   /** Costs a sort of what was added since the last call, and a merge. */
-  #sortedDirty(): readonly string[] {
-    if (this.#sortedCount < this.#dirtyKeys.length) {
-      this.#sorted = mergeSorted(this.#sorted, this.#dirtyKeys.slice(this.#sortedCount).sort())
-      this.#sortedCount = this.#dirtyKeys.length
+  #sortedDirty(): readonly Slot[] {
+    if (this.#sortedCount < this.#dirty.length) {
+      this.#sorted = mergeSorted(
+        this.#sorted,
+        this.#dirty.slice(this.#sortedCount).sort((a, b) => (a.key < b.key ? -1 : 1)),
+        keyOf,
+      )
+      this.#sortedCount = this.#dirty.length
     }
     return this.#sorted
   }
@@ -195,5 +199,5 @@ function sizeOf(key: string, record: StateRecord | null): number {
   return key.length + slotOverheadBytes + (record === null ? 0 : record.sizeBytes)
 }
 
-const itself = (key: string) => key
+const keyOf = ({ key }: Slot) => key
 const firstOf = ([key]: PendingEntry) => key

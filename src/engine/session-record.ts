@@ -1,5 +1,5 @@
 /** SessionRecord: what makes a client's writes exactly once: its completion records in one shard. */
-import { type Reader, Writer } from '../base/codec.js'
+import type { Reader, Writer } from '../base/codec.js'
 import { type CommandResult, CommandStatus, readResult, writeResult } from './command.js'
 import type { StateRecord } from './record-table.js'
 
@@ -61,12 +61,11 @@ export class SessionRecord implements StateRecord {
     return new SessionRecord(lowWater, completions)
   }
 
-  encode(): Uint8Array {
-    const writer = new Writer(16 + this.#completions.size * 12 + this.#bodyBytes).varint(this.#lowWater).varint(this.#completions.size)
+  encode(writer: Writer): void {
+    writer.varint(this.#lowWater).varint(this.#completions.size)
     for (const [sequence, result] of this.#completions) {
       writer.varint(sequence - this.#lowWater)
       writeResult(writer, result)
     }
-    return writer.finish()
   }
 }

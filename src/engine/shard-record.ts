@@ -1,5 +1,5 @@
 /** ShardRecord: what the state holds of a shard as a whole. */
-import { type Reader, Writer } from '../base/codec.js'
+import type { Reader, Writer } from '../base/codec.js'
 import type { StateRecord } from './record-table.js'
 
 /** A shard's revision counter. */
@@ -18,7 +18,7 @@ export class ShardRecord implements StateRecord {
     return new ShardRecord(reader.varint())
   }
 
-  encode(): Uint8Array {
-    return new Writer(8).varint(this.revision).finish()
+  encode(writer: Writer): void {
+    writer.varint(this.revision)
   }
 }

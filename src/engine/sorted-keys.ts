@@ -1,12 +1,12 @@
-/** Sorted lists of keys: merging and searching. */
+/** Lists that are sorted by keys: merging and searching. */
 
-export function mergeSorted(left: readonly string[], right: readonly string[]): readonly string[] {
+export function mergeSorted<Item>(left: readonly Item[], right: readonly Item[], keyOf: (item: Item) => string): readonly Item[] {
   if (left.length === 0) return right
-  const merged: string[] = new Array(left.length + right.length)
+  const merged: Item[] = new Array(left.length + right.length)
   let l = 0
   let r = 0
   for (let i = 0; i < merged.length; i++) {
-    merged[i] = r >= right.length || (l < left.length && left[l]! < right[r]!) ? left[l++]! : right[r++]!
+    merged[i] = r >= right.length || (l < left.length && keyOf(left[l]!) < keyOf(right[r]!)) ? left[l++]! : right[r++]!
   }
   return merged
 }

@@ -232,15 +232,16 @@ export class StateStore {
   async #flush({ keys, records }: FrozenChanges, appliedIndex: number): Promise<void> {
     const { database } = this.#options
     const batch = database.batch()
+    const writer = new Writer(4096)
     for (let at = 0; at < keys.length; at++) {
       const key = this.#databaseKey(keys[at]!)
       const record = records[at]!
       if (record === null) {
         batch.del(key)
       } else {
-        const encoded = record.encode()
-        batch.put(key, encoded)
-        record.rest?.(encoded)
+        writer.reset()
+        record.encode(writer)
+        batch.put(key, writer.view())
       }
       if (at % recordsPerSlice === recordsPerSlice - 1) await this.#nextTurn()
     }

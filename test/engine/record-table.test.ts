@@ -1,5 +1,7 @@
 /** The table against a model: what it holds, what differs from the database, and its bound. */
+
 import { expect } from 'chai'
+import type { Writer } from '../../src/base/codec.js'
 import { RecordTable, type StateRecord } from '../../src/engine/record-table.js'
 import { SeededRandom } from '../../src/testing/seeded-random.js'
 import { newSeed } from '../support/seed.js'
@@ -15,8 +17,8 @@ class TestRecord implements StateRecord {
     return this.text.length
   }
 
-  encode(): Uint8Array {
-    return Buffer.from(this.text)
+  encode(writer: Writer): void {
+    writer.raw(Buffer.from(this.text))
   }
 }
 

@@ -1,5 +1,6 @@
 import { join } from 'node:path'
 import { expect } from 'chai'
+import type { Writer } from '../../src/base/codec.js'
 import { CorruptionError } from '../../src/base/errors.js'
 import { systemRuntime } from '../../src/base/runtime.js'
 import { type Database, openLevel } from '../../src/engine/database.js'
@@ -20,8 +21,8 @@ class TextRecord implements StateRecord {
   get sizeBytes(): number {
     return this.text.length
   }
-  encode(): Uint8Array {
-    return Buffer.from(this.text)
+  encode(writer: Writer): void {
+    writer.raw(Buffer.from(this.text))
   }
 }
 
