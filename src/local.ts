@@ -107,7 +107,7 @@ export class LocalStore extends EventEmitter<LocalEvents> {
     const { location, jobs = {}, workers, requestTimeoutMs = 10_000 } = options
     const limits = { ...defaultLimits, ...options.limits }
     this.#engine = engine
-    const service = new KvService({ host: engine, messenger: noMessenger, ownership: router, limits })
+    const service = new KvService({ host: engine, messenger: noMessenger, ownership: router, limits, runtime })
     const bounds = { requestTimeoutMs, maxWaitingOperations: 100_000, maxWaitingBytes: 64 * 1024 * 1024 }
     // Nothing gets lost on the way: no attempt is ever repeated.
     const attemptTimeoutMs = Number.POSITIVE_INFINITY

@@ -8,6 +8,7 @@
  * | UnavailableError | nothing was done: try again later |
  * | OverloadedError | nothing was done: slow down, then try again |
  * | OutcomeUnknownError | the write may or may not have been done: read to find out |
+ * | CompactedError | a watch missed events: read what there is, then watch anew |
  * | ClosedError | stop using this object |
  * | RefusedError | the other side, or a folder, belongs to something else: fix the deployment |
  * | CorruptionError | stored bytes are damaged: stop, heal from a peer or a backup |
@@ -82,6 +83,20 @@ export class OverloadedError extends QuorateError {
 export class OutcomeUnknownError extends QuorateError {
   constructor(message: string, options?: QuorateErrorOptions) {
     super('OUTCOME_UNKNOWN', message, false, options)
+  }
+}
+
+/**
+ * A watch wants events that the cluster does not keep any more: its cursor is too old, or its consumer was too slow. What was missed cannot be had; read the present state instead
+ * (`KV.watch` has an example). Code `COMPACTED`.
+ */
+export class CompactedError extends QuorateError {
+  /** The oldest cursor from which all is there: a watch from here goes on, having missed what was between. */
+  readonly oldest: string
+
+  constructor(message: string, oldest: string, options?: QuorateErrorOptions) {
+    super('COMPACTED', message, false, options)
+    this.oldest = oldest
   }
 }
 

@@ -82,13 +82,16 @@ export const defaultLimits: Limits = {
 
 /** The part of a key that decides its shard: what stands between the first `{` and the next `}` when that is not empty, else the whole key. */
 export function shardOf(key: Uint8Array, shards: number): number {
-  const bytes = asBuffer(key)
+  return shardOfTag(key, shards) ?? fnv1a(key) % shards
+}
+
+/** The shard of all keys that begin like this, if the beginning decides it. */
+export function shardOfTag(beginning: Uint8Array, shards: number): number | undefined {
+  const bytes = asBuffer(beginning)
   const open = bytes.indexOf(0x7b)
-  if (open >= 0) {
-    const close = bytes.indexOf(0x7d, open + 1)
-    if (close > open + 1) return fnv1a(bytes, open + 1, close) % shards
-  }
-  return fnv1a(bytes) % shards
+  if (open < 0) return undefined
+  const close = bytes.indexOf(0x7d, open + 1)
+  return close > open + 1 ? fnv1a(bytes, open + 1, close) % shards : undefined
 }
 
 export function writeBatchHeader(writer: Writer, session: Uint8Array, lowWater: number, count: number): void {

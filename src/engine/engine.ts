@@ -44,6 +44,8 @@ export interface EngineTuning {
   /** … or when its oldest change is so old. */
   readonly flushAfterMs: number
   readonly cacheBytes: number
+  /** Bytes of the latest writes that each group keeps for watchers to catch up with; beyond that they get CompactedError. */
+  readonly historyBytes: number
   /** A group's log is cut to half of this size when it is larger … */
   readonly compactLogBytes: number
   /** … or to half of so many entries when it has more. What live followers still need is kept up to twice as much. */
@@ -65,6 +67,7 @@ export const defaultTuning: EngineTuning = {
   flushBytes: 4 * 1024 * 1024,
   flushAfterMs: 5000,
   cacheBytes: 64 * 1024 * 1024,
+  historyBytes: 8 * 1024 * 1024,
   compactLogBytes: 64 * 1024 * 1024,
   compactLogEntries: 1_000_000,
   snapshotChunkBytes: 256 * 1024,
@@ -221,6 +224,7 @@ export class Engine {
       flushAfterMs: tuning.flushAfterMs,
       durableIndex: () => core?.status().durableIndex ?? 0,
       beforeFreeze: () => machine?.saveShards(),
+      heldBackBytes: () => machine?.history.recentBytes ?? 0,
       onFlushed: () => {
         if (replica !== null) this.host.considerCompaction(replica)
       },
@@ -228,7 +232,7 @@ export class Engine {
       onFailure: (error) => (replica === null ? onFailure(error) : this.host.fail(replica, error)),
     })
     await store.open()
-    machine = new KvMachine(store)
+    machine = new KvMachine(store, { historyBytes: tuning.historyBytes })
     this.#stores.set(group, store)
     const { hardState, terms, lastIndex, base, configurations } = await openLog(this.#log, store, group, founders)
     core = new RaftCore({
@@ -312,6 +316,7 @@ export function shareTuning(tuning: EngineTuning, count: number): EngineTuning {
     maxTailBytes: share(tuning.maxTailBytes),
     maxUncommittedBytes: share(tuning.maxUncommittedBytes),
     flushBytes: share(tuning.flushBytes),
+    historyBytes: share(tuning.historyBytes),
     compactLogBytes: share(tuning.compactLogBytes),
   }
 }

@@ -11,6 +11,7 @@
  */
 import { toLatin1 } from '../base/bytes.js'
 import { type Command, type CommandBatch, type CommandResult, CommandStatus, CommandType, readBatch } from './command.js'
+import { History } from './history.js'
 import { decodeInteger, formatInteger, isInteger, parseInteger } from './integer.js'
 import { RecordType, shardPrefix } from './records.js'
 import { SessionRecord } from './session-record.js'
@@ -18,6 +19,17 @@ import { ShardRecord } from './shard-record.js'
 import type { RecordCursor, StateStore } from './state-store.js'
 import { maxResultBytes, readTransaction, runTransaction } from './transaction.js'
 import { ValueRecord } from './value-record.js'
+import { WatchPolls } from './watch-polls.js'
+
+/** What a group keeps of the history of its shards. */
+export const defaultHistoryBytes = 8 * 1024 * 1024
+
+export interface KvMachineOptions {
+  /** Bytes of the latest writes that are kept for watchers to catch up with. Default 8 MiB. */
+  readonly historyBytes?: number
+  /** Parts of the history smaller than this are joined with what comes next. Default 16 KiB; less where flushes are many. */
+  readonly historyJoinBytes?: number
+}
 
 /** Bytes of bodies in the results of one batch, and of those that a session's record keeps; a single one may always be as large as it may. */
 const maxBodyBytes = 2 * maxResultBytes
@@ -35,9 +47,16 @@ export class KvMachine {
   readonly #shards = new Map<number, ShardState>()
   /** Of the batch that is being applied: bytes of the results' bodies. */
   #bodyBytes = 0
+  /** The latest writes, in their order. */
+  readonly history: History
+  /** Those who wait for the next ones. */
+  readonly watches: WatchPolls
 
-  constructor(store: StateStore) {
+  constructor(store: StateStore, { historyBytes = defaultHistoryBytes, historyJoinBytes = 16 * 1024 }: KvMachineOptions = {}) {
     this.#store = store
+    const revisionOf = (shard: number) => this.revisionOf(shard)
+    this.history = new History({ store, revisionOf, maxBytes: historyBytes, joinBytes: historyJoinBytes })
+    this.watches = new WatchPolls({ history: this.history, revisionOf })
   }
 
   /** Applies one log entry's data and returns a result for each of its commands, in order. Throws CorruptionError when it is malformed: the group must stop. */
@@ -91,13 +110,12 @@ export class KvMachine {
     switch (type) {
       case CommandType.put: {
         const raised = this.#raise(shard)
-        this.#store.set(key, new ValueRecord(version + 1, raised, command.value!))
+        this.#write(command.shard, key, new ValueRecord(version + 1, raised, command.value!), raised)
         return { status: CommandStatus.ok, version: version + 1, revision: raised }
       }
       case CommandType.delete:
         if (before === undefined) return { status: CommandStatus.absent, version: 0, revision: shard.revision }
-        this.#store.set(key, null)
-        return { status: CommandStatus.ok, version: 0, revision: this.#raise(shard) }
+        return this.#delete(shard, command.shard, key)
       case CommandType.increment: {
         const present = before === undefined ? 0n : parseInteger(before.value)
         if (present === null) return { status: CommandStatus.notANumber, version, revision }
@@ -105,7 +123,7 @@ export class KvMachine {
         if (!isInteger(sum)) return { status: CommandStatus.outOfRange, version, revision }
         const body = formatInteger(sum)
         const raised = this.#raise(shard)
-        this.#store.set(key, new ValueRecord(version + 1, raised, body))
+        this.#write(command.shard, key, new ValueRecord(version + 1, raised, body), raised)
         return { status: CommandStatus.ok, version: version + 1, revision: raised, body }
       }
       default:
@@ -125,9 +143,21 @@ export class KvMachine {
     if (session.bodyBytes > 0 && session.bodyBytes + bytes > maxBodyBytes) return askAgain
     const revision = this.#raise(shard)
     for (const [key, stored] of writes) {
-      this.#store.set(prefix + key, stored && new ValueRecord(stored.version, revision, stored.value))
+      this.#write(number, prefix + key, stored && new ValueRecord(stored.version, revision, stored.value), revision)
     }
     return { status: CommandStatus.ok, version: 0, revision, body }
+  }
+
+  #delete(state: ShardState, shard: number, key: string): CommandResult {
+    const revision = this.#raise(state)
+    this.#write(shard, key, null, revision)
+    return { status: CommandStatus.ok, version: 0, revision }
+  }
+
+  /** Every effective write of a user's key goes through here: it is an event of the shard's history too. */
+  #write(shard: number, key: string, record: ValueRecord | null, revision: number): void {
+    this.#store.set(key, record)
+    this.history.record(shard, key, record, revision)
   }
 
   #raise(shard: ShardState): number {
@@ -148,10 +178,18 @@ export class KvMachine {
   /** The store holds another state now: a snapshot was installed. */
   forget(): void {
     this.#shards.clear()
+    this.history.forget()
+    this.watches.end('stopped')
   }
 
-  /** Puts the changed revision counters into the store: called right before a flush. */
+  /** How many effective transactions a shard has seen. */
+  revisionOf(shard: number): number {
+    return this.#shard(shard).revision
+  }
+
+  /** Puts the changed revision counters and the new events into the store: called right before a flush. */
   saveShards(): void {
+    this.history.save()
     for (const [shard, state] of this.#shards) {
       if (!state.dirty) continue
       state.dirty = false

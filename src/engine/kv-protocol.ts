@@ -8,7 +8,7 @@ import { CorruptionError } from '../base/errors.js'
 import { type CommandResult, readResult, writeResult } from './command.js'
 import type { ReadConsistency } from './kv.js'
 
-export const RequestKind = { write: 1, read: 2, scan: 3 } as const
+export const RequestKind = { write: 1, read: 2, scan: 3, watch: 4 } as const
 export type RequestKind = (typeof RequestKind)[keyof typeof RequestKind]
 
 export const ReplyStatus = {
@@ -25,6 +25,8 @@ export const ReplyStatus = {
   malformed: 5,
   /** Nothing was done: this group does not own the shard, or is not here. */
   wrongGroup: 6,
+  /** A watch wants events that are not kept any more; the payload says which are. */
+  compacted: 7,
 } as const
 export type ReplyStatus = (typeof ReplyStatus)[keyof typeof ReplyStatus]
 
@@ -50,8 +52,9 @@ export function readRequestHead(reader: Reader): Required<RequestHead> {
   const byte = reader.u8()
   const kind = byte & 15
   const consistency = byte >> 4
-  const isKnown = kind >= RequestKind.write && kind <= RequestKind.scan && consistency <= Consistency.stale
-  if (!isKnown || (kind === RequestKind.write && consistency > 0)) throw new CorruptionError(`unknown request kind ${byte}`, 'MALFORMED')
+  const isKnown = kind >= RequestKind.write && kind <= RequestKind.watch && consistency <= Consistency.stale
+  if (!isKnown || ((kind === RequestKind.write || kind === RequestKind.watch) && consistency > 0))
+    throw new CorruptionError(`unknown request kind ${byte}`, 'MALFORMED')
   return { requestId, kind: kind as RequestKind, consistency: consistency as Consistency, group: reader.varint() }
 }
 

@@ -6,6 +6,7 @@
  */
 import { Reader, Writer } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
+import type { Runtime } from '../base/runtime.js'
 import { Channel, type MessengerFace, type Sender } from '../transport/messenger.js'
 import { checkBatch, type Limits, metaGroup, metaShard } from './command.js'
 import {
@@ -25,6 +26,7 @@ import {
 import type { ReadReply, Refusal, ReplicaSource, ServedReplica } from './served-replica.js'
 import type { RecordCursor } from './state-store.js'
 import type { ValueRecord } from './value-record.js'
+import { WatchService } from './watch-service.js'
 
 /** What the service asks the cluster map. */
 export interface Ownership {
@@ -40,6 +42,7 @@ export type ReplyTo = (status: ReplyStatus, body: Uint8Array) => void
 const requestOverheadBytes = 200
 const defaultMaxBytesUnderWay = 256 * 1024 * 1024
 const maxScans = 64
+const defaultMaxPolls = 10_000
 const maxPageEntries = 10_000
 /** A reply is ended when it holds so much; what is left of a read or write is asked for again. */
 const maxReplyBytes = 4 * 1024 * 1024
@@ -50,20 +53,32 @@ export interface KvServiceOptions {
   readonly messenger: MessengerFace
   readonly ownership: Ownership
   readonly limits: Limits
+  readonly runtime: Runtime
   /** Bytes of the requests that wait for their answer on this node; more are refused as overloaded. Default 256 MiB. */
   readonly maxBytesUnderWay?: number
+  /** Watches that wait on this node; more are refused as overloaded. Default 10 000. */
+  readonly maxPolls?: number
 }
 
 export class KvService {
   readonly #options: KvServiceOptions
   readonly #replyWriter = new Writer(4096)
   readonly #maxBytesUnderWay: number
+  readonly #watches: WatchService
   #bytesUnderWay = 0
   #scans = 0
 
   constructor(options: KvServiceOptions) {
     this.#options = options
     this.#maxBytesUnderWay = options.maxBytesUnderWay ?? defaultMaxBytesUnderWay
+    const { ownership, runtime, maxPolls = defaultMaxPolls } = options
+    this.#watches = new WatchService({
+      runtime,
+      shards: () => ownership.shards,
+      owns: (group, shard) => ownership.groupOf(shard) === group,
+      refuse,
+      maxPolls,
+    })
     options.messenger.onMessage(Channel.kvRequest, (from, body) => this.#receive(from, body))
   }
 
@@ -94,7 +109,8 @@ export class KvService {
     try {
       if (kind === RequestKind.write) this.#write(replica, payload, finish)
       else if (kind === RequestKind.read) this.#read(replica, payload, consistency, finish)
-      else this.#scan(replica, payload, consistency, finish)
+      else if (kind === RequestKind.scan) this.#scan(replica, payload, consistency, finish)
+      else this.#watches.poll(replica, payload, finish)
     } catch (error) {
       if (!(error instanceof CorruptionError)) throw error
       finish(ReplyStatus.malformed, Buffer.from(error.message))

@@ -104,6 +104,67 @@ export interface ScanOptions extends ReadOptions {
   readonly keysOnly?: boolean | undefined
 }
 
+/** A key, or a range of keys by the bounds of a scan; with none of them, all keys. */
+export interface WatchOptions {
+  /** This key alone. Not together with bounds. */
+  readonly key?: KeyLike | undefined
+  readonly prefix?: KeyLike | undefined
+  readonly gt?: KeyLike | undefined
+  readonly gte?: KeyLike | undefined
+  readonly lt?: KeyLike | undefined
+  readonly lte?: KeyLike | undefined
+  /** Goes on where another watch was: a `cursor` of that watch, of a bookmark, or of a CompactedError. The range may be another, within that one's. Default: from now on. */
+  readonly cursor?: string | undefined
+  /** Also tells, now and then, how far the watch has come though nothing in its range was written. Default false. */
+  readonly bookmarks?: boolean | undefined
+  /** Ends the watch: `next` and `ready` reject with the signal's reason. */
+  readonly signal?: AbortSignal | undefined
+}
+
+/** A key was written. */
+export interface WatchPut extends KeyValue {
+  readonly type: 'put'
+  /** The last event of its transaction in the range: `Watch.cursor` is behind the transaction now. */
+  readonly isLast: boolean
+}
+
+/** A key was deleted (by a caller, or because its time was over). */
+export interface WatchDelete {
+  readonly type: 'delete'
+  readonly key: Uint8Array
+  /** The shard's revision of the delete. */
+  readonly revision: number
+  /** As in WatchPut. */
+  readonly isLast: boolean
+}
+
+/** Everything in the range up to this cursor was told. */
+export interface WatchBookmark {
+  readonly type: 'bookmark'
+  readonly cursor: string
+}
+
+export type WatchEvent = WatchPut | WatchDelete | WatchBookmark
+
+/**
+ * The writes of a range as they happen. For one consumer: several iterators share the events. Leaving a `for await` early closes the watch.
+ *
+ * - **Complete, once each.** Every effective write in the range after the start gives one event, and no other, over failovers, restarts and lost connections.
+ * - **In order.** The events of a shard, so all of one key, come in the order of their revisions. Events of different shards come in any order.
+ * - **Atomic.** The events of a transaction come one right after the other, and `cursor` is never between them.
+ * - **Bounded.** At most two pages of events per group are held here; a consumer that is slower than the writers is let fall behind, and gets CompactedError once what it has not
+ *   yet seen is not kept any more.
+ */
+export interface Watch extends AsyncIterable<WatchEvent>, AsyncDisposable {
+  /** Resolves when the start is fixed: every write that begins after that will be told. With a `cursor`, at once. Rejects if the watch ends before. */
+  readonly ready: Promise<void>
+  /** Where the consumer stands: behind all that `next` has given out, to the border of a transaction. Throws UnavailableError `NOT_READY` before `ready`. */
+  readonly cursor: string
+  [Symbol.asyncIterator](): AsyncIterator<WatchEvent, void, void>
+  /** Ends the watch; the iteration ends. Idempotent. */
+  close(): Promise<void>
+}
+
 /** A condition on one key. All that is given must hold, and something must be given. */
 export interface Compare {
   readonly key: KeyLike
@@ -219,4 +280,24 @@ export interface KV {
    * await kv.update('config', (current) => JSON.stringify({ ...parse(current), debug: true }))
    */
   update(key: KeyLike, change: Updater, options?: FenceOptions): Promise<KeyValue | undefined>
+  /**
+   * Tells the writes of a key or a range as they happen, from now on or from a cursor, which may be kept anywhere and for as long as the history reaches back (`historyBytes` of the
+   * nodes' tuning, for each group). It has no deadline; while the cluster cannot be reached it waits.
+   *
+   * Throws InvalidArgumentError, also `BAD_CURSOR` for a cursor that is damaged, of another cluster, or of a range that does not hold this one. The iteration rejects with
+   * CompactedError, ClosedError, or the reason of `signal`.
+   *
+   * @example
+   * // A copy of a range that misses nothing: the watch begins before the scan, and what the scan has seen already is left out.
+   * const watch = kv.watch({ prefix: 'user/' })
+   * await watch.ready
+   * const users = new Map()
+   * for await (const { key, value, revision } of kv.scan({ prefix: 'user/' })) users.set(text(key), { value, revision })
+   * for await (const event of watch) {
+   *   if (event.type === 'bookmark' || event.revision <= (users.get(text(event.key))?.revision ?? 0)) continue
+   *   if (event.type === 'put') users.set(text(event.key), event)
+   *   else users.delete(text(event.key))
+   * }
+   */
+  watch(options?: WatchOptions): Watch
 }

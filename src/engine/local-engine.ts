@@ -89,7 +89,9 @@ export class LocalEngine implements ReplicaSource {
       onFailure,
     })
     this.#chain = new FlushChain(this.#store)
-    this.#replica = new LocalReplica({ group: localGroup, store: this.#store, machine: new KvMachine(this.#store), runtime, onFailure })
+    // Each turn is a flush: long blocks would be written again and again.
+    const machine = new KvMachine(this.#store, { historyJoinBytes: 1024 })
+    this.#replica = new LocalReplica({ group: localGroup, store: this.#store, machine, runtime, onFailure })
   }
 
   /** How many shards the folder has. */

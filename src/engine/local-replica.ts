@@ -110,6 +110,7 @@ export class LocalReplica implements ServedReplica {
     this.#phase = 'idle'
     for (const { results, reply } of applied) reply(results, null)
     for (const reply of reads) reply(null)
+    this.machine.watches.wake()
     if (this.#proposals.length > 0) this.#await()
   }
 
@@ -132,6 +133,7 @@ export class LocalReplica implements ServedReplica {
   stop(): void {
     if (this.#stopped) return
     this.#stopped = true
+    this.machine.watches.end('stopped')
     const applied = this.#applied
     const waiting = this.#proposals.slice(this.#proposalsAt)
     const reads = this.#reads

@@ -5,12 +5,13 @@
  */
 import { Reader } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
+import { HistoryBlock } from './history-block.js'
 import type { StateRecord } from './record-table.js'
 import { SessionRecord } from './session-record.js'
 import { ShardRecord } from './shard-record.js'
 import { ValueRecord } from './value-record.js'
 
-export const RecordType = { shard: 0, value: 1, session: 2 } as const
+export const RecordType = { shard: 0, value: 1, session: 2, history: 3 } as const
 
 const shardPrefixes: string[] = []
 /** What the keys of a shard's records of one type begin with. */
@@ -29,6 +30,8 @@ export function decodeRecord(key: string, bytes: Uint8Array): StateRecord {
       return ValueRecord.decode(reader)
     case RecordType.session:
       return SessionRecord.decode(reader)
+    case RecordType.history:
+      return HistoryBlock.decode(reader)
     default:
       throw new CorruptionError(`unknown record type ${key.charCodeAt(2)}`)
   }

@@ -205,7 +205,9 @@ export class Replica implements ServedReplica {
     }
     if (output.install !== null) this.#options.onOffer(this, output.install)
     if (this.#heldBack.length > 0 && this.core.leader !== null && !this.core.isTransferring) this.#releaseHeldBack()
-    if (this.core.role !== 'leader' && this.#waitingWritesAt < this.#waitingWrites.length) this.#loseWrites('lost')
+    if (this.core.role === 'leader') return
+    if (this.#waitingWritesAt < this.#waitingWrites.length) this.#loseWrites('lost')
+    if (this.machine.watches.size > 0) this.machine.watches.end('not-leader')
   }
 
   /** None of them was proposed. */
@@ -323,6 +325,7 @@ export class Replica implements ServedReplica {
       this.#waitingWrites = []
       this.#waitingWritesAt = 0
     }
+    this.machine.watches.wake()
     const applied = this.appliedIndex
     let ready = 0
     while (ready < this.#waitingReads.length && this.#waitingReads[ready]!.index <= applied) ready++
@@ -384,6 +387,7 @@ export class Replica implements ServedReplica {
     this.#stopped = true
     this.#loseWrites('lost')
     this.#releaseHeldBack()
+    this.machine.watches.end('stopped')
     for (const reply of this.#proposals.values()) reply(null, 'stopped')
     for (const reply of this.#reads.values()) reply('stopped')
     for (const resolve of this.#changes.values()) resolve('stopped')

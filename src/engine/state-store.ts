@@ -27,6 +27,8 @@ const appliedKey = '\xff\xffa'
 const originKey = '\xff\xffo'
 /** Records encoded per turn of the event loop while a flush is put together. */
 const recordsPerSlice = 256
+/** … and bytes. */
+const bytesPerSlice = 256 * 1024
 /** Between two batches of deletions in the background: they must not be felt. */
 const emptyingPauseMs = 10
 /** Bytes of a snapshot that are written in one batch, and so with one sync. */
@@ -48,6 +50,8 @@ export interface StateStoreOptions {
   readonly durableIndex: () => number
   /** Called right before a flush: the last moment to put records into it. */
   readonly beforeFreeze: () => void
+  /** Bytes of what `beforeFreeze` will put in beside what was changed. */
+  readonly heldBackBytes?: () => number
   /** A flush is done: the log is needed only from here on. */
   readonly onFlushed?: (index: number) => void
   /** A flush failed: the group must stop. */
@@ -149,7 +153,11 @@ export class StateStore {
 
   /** True while applying more would let what is not flushed outgrow its bound, and while a snapshot takes the state's place. */
   get congested(): boolean {
-    return this.#installing !== null || (this.#flushing !== null && this.#table.dirtyBytes > 2 * this.#options.flushBytes)
+    return this.#installing !== null || (this.#flushing !== null && this.#unflushedBytes > 2 * this.#options.flushBytes)
+  }
+
+  get #unflushedBytes(): number {
+    return Math.max(this.#table.dirtyBytes, this.#options.heldBackBytes?.() ?? 0)
   }
 
   /** True while a flush is due and waits for the log: the host goes on when its next log write is done. */
@@ -188,7 +196,7 @@ export class StateStore {
   /** All effects of the log up to this index are in; called between entries only. */
   advance(index: number): void {
     this.#appliedIndex = index
-    if (this.#table.dirtyBytes >= this.#options.flushBytes) this.#due = true
+    if (this.#unflushedBytes >= this.#options.flushBytes) this.#due = true
     else if (index !== this.#flushedIndex) this.#cancelTimer ??= this.#options.runtime.schedule(this.#options.flushAfterMs, () => this.#onTimer())
     this.flushIfDue()
   }
@@ -233,6 +241,8 @@ export class StateStore {
     const { database } = this.#options
     const batch = database.batch()
     const writer = new Writer(4096)
+    let sliceRecords = 0
+    let sliceBytes = 0
     for (let at = 0; at < keys.length; at++) {
       const key = this.#databaseKey(keys[at]!)
       const record = records[at]!
@@ -242,8 +252,11 @@ export class StateStore {
         writer.reset()
         record.encode(writer)
         batch.put(key, writer.view())
+        sliceBytes += writer.length
       }
-      if (at % recordsPerSlice === recordsPerSlice - 1) await this.#nextTurn()
+      if (++sliceRecords < recordsPerSlice && sliceBytes < bytesPerSlice) continue
+      sliceRecords = sliceBytes = 0
+      await this.#nextTurn()
     }
     batch.put(this.#databaseKey(appliedKey), encodeIndex(appliedIndex))
     await batch.write({ sync: true })

@@ -25,6 +25,7 @@ import {
   writeScanRequest,
 } from '../engine/kv-protocol.js'
 import type { KvService } from '../engine/kv-service.js'
+import { HistoryMissingError, readOldest, readWatchPage, writeWatchRequest } from '../engine/watch-protocol.js'
 import type { NodeId } from '../raft/types.js'
 import { Channel, type MessengerFace } from '../transport/messenger.js'
 import type { Router } from './cluster-map.js'
@@ -39,6 +40,7 @@ import {
   type ScanOperation,
   sizeOf,
   type Waiting,
+  type WatchOperation,
   type WriteOperation,
   watchSignal,
 } from './operations.js'
@@ -225,7 +227,7 @@ export class Dispatcher {
       const alike = reads.filter((read) => read.consistency === consistency)
       for (const { operations } of chunks(alike)) this.#attempt(route, RequestKind.read, operations, 0, consistency)
     }
-    for (const scan of scans) if (!scan.settled) this.#attempt(route, RequestKind.scan, [scan], 0, scan.consistency)
+    for (const scan of scans) if (!scan.settled) this.#attempt(route, RequestKind[scan.kind], [scan], 0, scan.consistency)
   }
 
   #attempt(
@@ -239,7 +241,9 @@ export class Dispatcher {
     const requestId = this.#nextRequestId++
     const isStale = consistency === Consistency.stale
     const target = isStale ? route.anyMember(local?.nodeId) : route.target()
-    const timeoutMs = attemptTimeoutMs * route.patience
+    const [first] = operations
+    const waitMs = first?.kind === 'watch' ? first.request.waitMs : 0
+    const timeoutMs = attemptTimeoutMs * route.patience + waitMs
     this.#attempts.set(requestId, { requestId, route, kind, isStale, operations, target, bytes, timeoutMs, expiresMs: runtime.nowMs() + timeoutMs })
     route.bytesUnderWay += bytes
     const writer = this.#writer
@@ -262,6 +266,8 @@ export class Dispatcher {
       writeReadKeys(this.#writer, operations as readonly ReadOperation[])
     } else if (kind === RequestKind.scan) {
       writeScanRequest(this.#writer, (operations[0] as ScanOperation).request)
+    } else if (kind === RequestKind.watch) {
+      writeWatchRequest(this.#writer, (operations[0] as WatchOperation).request)
     } else {
       const lowWater = this.#writesOf(operations[0]!.group).values().next().value ?? this.#nextSequence
       writeBatchHeader(this.#writer, this.#session, lowWater, operations.length)
@@ -276,7 +282,7 @@ export class Dispatcher {
     const attempt = this.#attempts.get(requestId)
     if (attempt === undefined) return
     // It stays under way until its time is up: asked at once again, the node would answer the same.
-    if (status > ReplyStatus.wrongGroup) throw new CorruptionError(`unknown reply status ${status}`, 'MALFORMED')
+    if (status > ReplyStatus.compacted) throw new CorruptionError(`unknown reply status ${status}`, 'MALFORMED')
     if (status === ReplyStatus.done) return this.#finish(attempt, reader)
     this.#end(attempt)
     const { route, target, operations } = attempt
@@ -301,6 +307,11 @@ export class Dispatcher {
         break
       case ReplyStatus.malformed: {
         const error = new QuorateError('REFUSED', `the group refused the request: ${readRest(reader)}`, false)
+        for (const operation of operations) this.#fail(operation, error)
+        return
+      }
+      case ReplyStatus.compacted: {
+        const error = new HistoryMissingError(readOldest(reader))
         for (const operation of operations) this.#fail(operation, error)
         return
       }
@@ -340,6 +351,10 @@ export class Dispatcher {
       }
       // Large values: the rest did not fit into the reply.
       if (count < operations.length) this.#retry(attempt)
+    } else if (kind === RequestKind.watch) {
+      const operation = operations[0] as WatchOperation
+      const page = readWatchPage(reader)
+      if (this.#settle(operation)) operation.resolve(page)
     } else {
       const operation = operations[0] as ScanOperation
       const page = readScanPage(reader)

@@ -7,7 +7,7 @@
  */
 import type { Cancel, Runtime } from '../base/runtime.js'
 import type { NodeId } from '../raft/types.js'
-import type { Operation, ReadOperation, ScanOperation, WriteOperation } from './operations.js'
+import type { Operation, ReadOperation, ScanOperation, WatchOperation, WriteOperation } from './operations.js'
 
 const firstPauseMs = 5
 /** Short: it is added to every failover, half of it on average. */
@@ -50,7 +50,7 @@ export class GroupRoute {
   #cancelPause: Cancel | null = null
   #writes: WriteOperation[] = []
   #reads: ReadOperation[] = []
-  #scans: ScanOperation[] = []
+  #scans: (ScanOperation | WatchOperation)[] = []
 
   constructor(options: GroupRouteOptions) {
     this.group = options.group
@@ -74,7 +74,7 @@ export class GroupRoute {
     return this.#writes.length > 0 || this.#reads.length > 0 || this.#scans.length > 0
   }
 
-  take(): { writes: WriteOperation[]; reads: ReadOperation[]; scans: ScanOperation[] } {
+  take(): { writes: WriteOperation[]; reads: ReadOperation[]; scans: (ScanOperation | WatchOperation)[] } {
     const taken = { writes: this.#writes, reads: this.#reads, scans: this.#scans }
     this.#writes = []
     this.#reads = []

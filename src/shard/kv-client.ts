@@ -24,6 +24,8 @@ import type {
   ValueLike,
   ValueSource,
   WaitOptions,
+  Watch,
+  WatchOptions,
   WriteOptions,
   WriteResult,
 } from '../engine/kv.js'
@@ -31,10 +33,12 @@ import { batchOf, checkCount, fenceOf, incrementBy, keyBytes, type PlacedTransac
 import { getOrPut, update } from '../engine/kv-conveniences.js'
 import { Consistency, type ReadResult, type ScanPage, type ScanRequest } from '../engine/kv-protocol.js'
 import { encodeTransaction, readStepResults, type Step, StepKind, type StepResult } from '../engine/transaction.js'
+import type { WatchPage, WatchRequest } from '../engine/watch-protocol.js'
 import type { NodeId } from '../raft/types.js'
 import { Dispatcher, type DispatcherOptions } from './dispatcher.js'
 import type { WriteAnswer } from './operations.js'
-import { countGroups, scanGroups } from './scan.js'
+import { countGroups, rangeOf, scanGroups } from './scan.js'
+import { keyRange, WatchStream } from './watch.js'
 
 export interface KvClientOptions extends DispatcherOptions {
   readonly limits: Limits
@@ -127,6 +131,24 @@ export class KvClient implements KV {
   get #conveniences() {
     const { runtime, requestTimeoutMs } = this.#options
     return { kv: this, runtime, requestTimeoutMs }
+  }
+
+  watch(options: WatchOptions = {}): Watch {
+    const { runtime, router } = this.#options
+    const range = options.key === undefined ? rangeOf(options) : keyRange(this.#checkKey(options.key))
+    return new WatchStream(options, range, {
+      runtime,
+      clusterId: () => router.map.clusterId,
+      shards: router.shards,
+      groupOf: (shard) => router.groupOf(shard),
+      poll: (group, request, signal) => this.#poll(group, request, signal),
+    })
+  }
+
+  #poll(group: number, request: WatchRequest, signal: AbortSignal): Promise<WatchPage> {
+    const asked = { group, consistency: Consistency.linearizable, onPosition: undefined }
+    const forever = { timeoutMs: Number.POSITIVE_INFINITY, signal }
+    return this.#dispatcher.wait<WatchPage>(forever, (_sequence, waiting) => ({ kind: 'watch', ...waiting, ...asked, request }))
   }
 
   #checkKey(key: KeyLike): Uint8Array {

@@ -150,7 +150,7 @@ export class Member {
     this.nodeId = identity.nodeId
     const entrance = folder.entrance()
     this.#isFounding = entrance?.kind === 'founding'
-    const service = new KvService({ host: engine.host, messenger, ownership: router, limits })
+    const service = new KvService({ host: engine.host, messenger, ownership: router, limits, runtime })
     const local = { nodeId: this.nodeId, service }
     const onWrongGroup = () => this.keeper.refreshSoon()
     this.client = new KvClient({ ...settings.client, runtime, messenger, router, limits, local, onWrongGroup, isHeld: entrance?.kind === 'founding' })

@@ -6,6 +6,7 @@ import { type Command, type CommandResult, CommandStatus } from '../engine/comma
 import type { ReadOptions, WaitOptions } from '../engine/kv.js'
 import type { Consistency, ReadKey, ReadResult, ScanPage, ScanRequest } from '../engine/kv-protocol.js'
 import { maxResultBytes } from '../engine/transaction.js'
+import type { WatchPage, WatchRequest } from '../engine/watch-protocol.js'
 
 export interface Waiting<Result> {
   readonly deadlineMs: number
@@ -50,7 +51,13 @@ export interface ScanOperation extends Waiting<ScanPage>, Asked {
   readonly request: ScanRequest
 }
 
-export type Operation = WriteOperation | ReadOperation | ScanOperation
+/** A long poll: it has no deadline of its own, and each attempt takes as long as it is to wait, and the usual time. */
+export interface WatchOperation extends Waiting<WatchPage>, Asked {
+  readonly kind: 'watch'
+  readonly request: WatchRequest
+}
+
+export type Operation = WriteOperation | ReadOperation | ScanOperation | WatchOperation
 
 /** Bytes that an operation adds to a request, roughly. */
 export function sizeOf(operation: Operation): number {

@@ -23,7 +23,7 @@ export interface KeyRange {
 }
 
 /** The bounds of a scan as one half-open range. Throws InvalidArgumentError. */
-export function rangeOf(options: ScanOptions): KeyRange {
+export function rangeOf(options: Pick<ScanOptions, 'prefix' | 'gt' | 'gte' | 'lt' | 'lte'>): KeyRange {
   const lowers: Buffer[] = [Buffer.alloc(0)]
   const uppers: Buffer[] = []
   if (options.prefix !== undefined) {
@@ -45,7 +45,7 @@ function bound(key: KeyLike): Buffer {
 }
 
 /** The least key greater than this one. */
-function after(key: Uint8Array): Buffer {
+export function after(key: Uint8Array): Buffer {
   return Buffer.concat([key, Buffer.from([0])])
 }
 

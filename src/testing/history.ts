@@ -254,6 +254,7 @@ export function recordHistory(kv: KV, history: History, client: string): KV {
         throw error
       }
     },
+    watch: (options) => kv.watch(options),
     scan(options?: ScanOptions) {
       const entries = kv.scan(options)
       return options?.consistency === 'stale' ? entries : recordScan(entries)

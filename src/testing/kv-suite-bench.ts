@@ -29,6 +29,8 @@ export interface KvManifest {
   readonly cut: boolean
   /** Transactions over any keys are possible. Default false: they are refused, unless a `{tag}` keeps the keys together. */
   readonly crossShard?: boolean
+  /** The history that watches can go back to is so short that some megabytes of writes are beyond it. Default false. */
+  readonly boundedHistory?: boolean
 }
 
 /** What a test works with. */

@@ -11,6 +11,7 @@ import { declareCalls } from './kv-suite-calls.js'
 import { declareConveniences } from './kv-suite-conveniences.js'
 import { declareScans } from './kv-suite-scan.js'
 import { declareTransactions } from './kv-suite-transactions.js'
+import { declareWatches } from './kv-suite-watch.js'
 import { declareWrites } from './kv-suite-writes.js'
 
 export type { KvFixture, KvManifest } from './kv-suite-bench.js'
@@ -76,6 +77,7 @@ export function kvSuite(options: KvSuiteOptions): void {
     declareTransactions({ describe, test }, manifest)
     declareConveniences({ describe, test }, manifest)
     declareCalls({ describe, test }, manifest)
+    declareWatches({ describe, test }, manifest)
   })
 }
 

@@ -10,6 +10,7 @@
 import { InvalidArgumentError, OutcomeUnknownError, UnavailableError } from '../base/errors.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
 import { defaultLimits, type Limits, shardOf } from '../engine/command.js'
+import type { HistoryEvent } from '../engine/history-block.js'
 import type {
   BatchOperation,
   BatchResult,
@@ -27,11 +28,16 @@ import type {
   ValueLike,
   ValueSource,
   WaitOptions,
+  Watch,
+  WatchOptions,
   WriteOptions,
   WriteResult,
 } from '../engine/kv.js'
 import { batchOf, fenceOf, incrementBy, transactionOf } from '../engine/kv-arguments.js'
 import { getOrPut, update } from '../engine/kv-conveniences.js'
+import { HistoryMissingError, type WatchPage, type WatchRequest } from '../engine/watch-protocol.js'
+import { rangeOf } from '../shard/scan.js'
+import { keyRange, WatchStream } from '../shard/watch.js'
 import { type ModelCondition, type ModelRange, ModelStore, modelKey } from './model-store.js'
 
 /** What the network between one client and the store does. Probabilities are per attempt. */
@@ -194,6 +200,55 @@ export class ModelKV implements KV {
     }
   }
 
+  watch(options: WatchOptions = {}): Watch {
+    const range = options.key === undefined ? rangeOf(options) : keyRange(this.#key(options.key))
+    return new WatchStream(options, range, {
+      runtime: this.#options.runtime,
+      clusterId: () => '0000000000000000',
+      shards: 1,
+      groupOf: () => 1,
+      poll: (_group, request, signal) => this.#poll(request, signal),
+    })
+  }
+
+  /** Asks for the writes after a position, and again when the store says that there are more. That word may get lost, and costs the time of one poll then. */
+  async #poll(request: WatchRequest, signal: AbortSignal): Promise<WatchPage> {
+    const { runtime } = this.#options
+    const untilMs = runtime.nowMs() + request.waitMs
+    for (;;) {
+      const page = await this.#call('read', { signal, timeoutMs: Number.POSITIVE_INFINITY }, () => watchPage(this.store, request))
+      const [section] = page.sections
+      const isDone = request.positions[0]!.after === null || section!.events.length > 0 || runtime.nowMs() >= untilMs
+      if (isDone) return page
+      await this.#changed(section!.position, untilMs - runtime.nowMs(), signal)
+    }
+  }
+
+  /** Resolves when the store has gone beyond a revision, as far as this client hears of it, or when the time is up. */
+  #changed(revision: number, waitMs: number, signal: AbortSignal): Promise<void> {
+    const { runtime, network } = this.#options
+    return new Promise((resolve) => {
+      const end = () => {
+        stopListening()
+        cancel()
+        signal.removeEventListener('abort', end)
+        resolve()
+      }
+      const tell = () => {
+        if (network.random() < this.faults.replyLost) return
+        this.#carry(this.#delayMs(), () => {
+          if (this.cut !== 'replies' && this.cut !== 'both') runtime.defer(end)
+        })
+      }
+      const stopListening = this.store.onChange(tell)
+      const cancel = runtime.schedule(waitMs, end)
+      signal.addEventListener('abort', end, { once: true })
+      if (signal.aborted) end()
+      // It may have changed while the answer was under way.
+      else if (this.store.revision > revision) tell()
+    })
+  }
+
   get #limits(): Limits {
     return this.#options
   }
@@ -311,6 +366,26 @@ function toBytes(input: KeyLike | ValueLike, what: string): Uint8Array {
   if (typeof input === 'string') return utf8.encode(input)
   if (input instanceof Uint8Array) return input.slice()
   throw new InvalidArgumentError(`${what} must be a string or a Uint8Array, not ${typeof input}`)
+}
+
+/** The model has one shard. */
+function watchPage(store: ModelStore, { gte, lt, positions, maxBytes }: WatchRequest): WatchPage {
+  const { shard, after } = positions[0]!
+  if (after === null) return { sections: [{ shard, events: [], position: store.revision }] }
+  const writes = store.writesAfter(after)
+  if (writes === undefined) throw new HistoryMissingError([{ shard, after: store.oldestPosition }])
+  const events: HistoryEvent[] = []
+  let position = after
+  let bytes = 0
+  for (const { key, value, version, revision } of writes) {
+    if (bytes >= maxBytes && revision !== position) return { sections: [{ shard, events, position }] }
+    position = revision
+    if (Buffer.compare(key, gte) < 0 || (lt !== null && Buffer.compare(key, lt) >= 0)) continue
+    const valueBytes = value?.length ?? 0
+    events.push({ revision, key: modelKey(key), value: value?.slice() ?? null, valueBytes, version })
+    bytes += key.length + valueBytes
+  }
+  return { sections: [{ shard, events, position }] }
 }
 
 function checkConditions(options: WriteOptions): void {

@@ -54,15 +54,51 @@ function keyBytes(key: string): Uint8Array {
   return new Uint8Array(Buffer.from(key, 'latin1'))
 }
 
+/** How many of the latest writes a store keeps for those who watch. */
+const keptWrites = 10_000
+
 export class ModelStore {
   readonly #entries = new Map<string, Entry>()
   /** All keys in order; null after a change of the set of keys. */
   #sortedKeys: string[] | null = []
   #revision = 0
   readonly #onWrite: ((write: ModelWrite) => void) | undefined
+  readonly #keptWrites: number
+  /** The latest writes, in their order. */
+  #writes: ModelWrite[] = []
+  readonly #waiting = new Set<() => void>()
 
-  constructor(options: { readonly onWrite?: (write: ModelWrite) => void } = {}) {
+  constructor(options: { readonly onWrite?: (write: ModelWrite) => void; readonly keptWrites?: number } = {}) {
     this.#onWrite = options.onWrite
+    this.#keptWrites = options.keptWrites ?? keptWrites
+  }
+
+  #record(write: ModelWrite): void {
+    this.#onWrite?.(write)
+    this.#writes.push(write)
+    while (this.#writes.length > this.#keptWrites) {
+      // Whole transactions only.
+      const { revision } = this.#writes[0]!
+      while (this.#writes[0]?.revision === revision) this.#writes.shift()
+    }
+    for (const wake of [...this.#waiting]) wake()
+  }
+
+  /** The writes after a revision; undefined when they are not all kept. */
+  writesAfter(revision: number): readonly ModelWrite[] | undefined {
+    if (revision > this.#revision || revision < this.oldestPosition) return undefined
+    return this.#writes.filter((write) => write.revision > revision)
+  }
+
+  /** The least revision after which all writes are kept. */
+  get oldestPosition(): number {
+    return (this.#writes[0]?.revision ?? this.#revision + 1) - 1
+  }
+
+  /** Calls back at each write. Returns how to end that. */
+  onChange(wake: () => void): () => void {
+    this.#waiting.add(wake)
+    return () => this.#waiting.delete(wake)
   }
 
   get revision(): number {
@@ -87,7 +123,7 @@ export class ModelStore {
     const entry: Entry = { value: new Uint8Array(value), version: (before?.version ?? 0) + 1, revision: ++this.#revision }
     if (before === undefined) this.#sortedKeys = null
     this.#entries.set(text, entry)
-    this.#onWrite?.({ key: keyBytes(text), value: entry.value.slice(), version: entry.version, revision: entry.revision })
+    this.#record({ key: keyBytes(text), value: entry.value.slice(), version: entry.version, revision: entry.revision })
     return { version: entry.version, revision: entry.revision }
   }
 
@@ -99,7 +135,7 @@ export class ModelStore {
     this.#entries.delete(text)
     this.#sortedKeys = null
     this.#revision++
-    this.#onWrite?.({ key: keyBytes(text), value: undefined, version: 0, revision: this.#revision })
+    this.#record({ key: keyBytes(text), value: undefined, version: 0, revision: this.#revision })
     return { deleted: true, revision: this.#revision }
   }
 
@@ -162,7 +198,7 @@ export class ModelStore {
     if (this.#entries.has(text) !== (entry !== undefined)) this.#sortedKeys = null
     if (entry === undefined) this.#entries.delete(text)
     else this.#entries.set(text, entry)
-    this.#onWrite?.({ key: keyBytes(text), value: entry?.value.slice(), version: entry?.version ?? 0, revision: this.#revision })
+    this.#record({ key: keyBytes(text), value: entry?.value.slice(), version: entry?.version ?? 0, revision: this.#revision })
   }
 
   #check(before: Entry | undefined, condition: ModelCondition): void {

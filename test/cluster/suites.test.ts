@@ -16,7 +16,7 @@ describe('three nodes over TCP', () => {
   let cluster: TestCluster
   let client: Node
   before(async () => {
-    cluster = await TestCluster.open(3)
+    cluster = await TestCluster.open(3, { node: { tuning: { historyBytes: 400_000, flushAfterMs: 100 } } })
     client = await cluster.openClient()
   })
   after(async () => {
@@ -28,7 +28,7 @@ describe('three nodes over TCP', () => {
     describe,
     it,
     name: 'a client of a cluster over TCP',
-    manifest: { manyClients: true, cut: false },
+    manifest: { manyClients: true, cut: false, boundedHistory: true },
     create: () => ({ kv: client.kv, another: async () => cluster.nodes.get('n1')!.kv, ...defaultLimits, maxResultBytes }),
   })
 })

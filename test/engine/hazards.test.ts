@@ -2,6 +2,7 @@
 import { expect } from 'chai'
 import { Writer } from '../../src/base/codec.js'
 import { CorruptionError } from '../../src/base/errors.js'
+import { systemRuntime } from '../../src/base/runtime.js'
 import { defaultLimits, shardOf } from '../../src/engine/command.js'
 import { defaultTuning } from '../../src/engine/engine.js'
 import { ReplyStatus, RequestKind, writeReadKeys } from '../../src/engine/kv-protocol.js'
@@ -32,7 +33,8 @@ const storedValue = (fixture: EngineFixture, key: string) => {
   return record && Buffer.from(record.value).toString()
 }
 
-const serviceOf = ({ engine, messenger }: EngineFixture) => new KvService({ host: engine.host, messenger, ownership, limits: defaultLimits })
+const serviceOf = ({ engine, messenger }: EngineFixture) =>
+  new KvService({ host: engine.host, messenger, ownership, limits: defaultLimits, runtime: systemRuntime })
 
 /** Answers with the status of a request. */
 const ask = (service: KvService, kind: RequestKind, payload: Uint8Array) =>

@@ -1,6 +1,7 @@
 /** What a group answers, over a real engine of one member: limits of replies, bad input, and failures of the disk. */
 import { expect } from 'chai'
 import { Reader, Writer } from '../../src/base/codec.js'
+import { systemRuntime } from '../../src/base/runtime.js'
 import { CommandType, defaultLimits, shardOf, writeBatchHeader, writeCommand } from '../../src/engine/command.js'
 import { defaultTuning, type EngineTuning, shareTuning } from '../../src/engine/engine.js'
 import { ReplyStatus, RequestKind, readReadResult, readScanPage, ScanForm, writeReadKeys, writeScanRequest } from '../../src/engine/kv-protocol.js'
@@ -27,7 +28,7 @@ class ServiceFixture {
   async open(tuning: Partial<EngineTuning> = {}): Promise<void> {
     await this.engine.open({ electionTimeoutMs: 20, heartbeatIntervalMs: 10, ...tuning })
     const { engine, messenger } = this.engine
-    this.service = new KvService({ host: engine.host, messenger, ownership, limits: defaultLimits })
+    this.service = new KvService({ host: engine.host, messenger, ownership, limits: defaultLimits, runtime: systemRuntime })
     await until(() => this.engine.status.role === 'leader' && this.engine.status.commitIndex > 0)
   }
 
@@ -80,7 +81,14 @@ describe('KvService', () => {
     withService(
       async (fixture) => {
         const { engine, messenger } = fixture.engine
-        fixture.service = new KvService({ host: engine.host, messenger, ownership, limits: defaultLimits, maxBytesUnderWay: 10_000 })
+        fixture.service = new KvService({
+          host: engine.host,
+          messenger,
+          ownership,
+          limits: defaultLimits,
+          runtime: systemRuntime,
+          maxBytesUnderWay: 10_000,
+        })
         fixture.engine.logGate.close()
         const first = fixture.put('a', 'x'.repeat(5000))
         expect((await fixture.put('b', 'x'.repeat(5000))).status).to.equal(ReplyStatus.overloaded)

@@ -10,7 +10,8 @@ import { SimulatedRuntime } from '../../src/testing/simulated-runtime.js'
 const maxKeyBytes = 300
 const maxValueBytes = 20_000
 const limits = { maxKeyBytes, maxValueBytes, maxBatchOperations: 150, maxBatchBytes: 100_000 }
-const manifest = { manyClients: true, cut: true }
+const manifest = { manyClients: true, cut: true, boundedHistory: true }
+const keptWrites = 500
 
 function cutting(kv: ModelKV) {
   return {
@@ -23,7 +24,7 @@ function cutting(kv: ModelKV) {
   }
 }
 
-const shared = new ModelStore()
+const shared = new ModelStore({ keptWrites })
 kvSuite({
   describe,
   it,
@@ -50,7 +51,13 @@ const simulated = (store: ModelStore, faults = unreliableFaults): KvFixture => {
     run: (test) => runtime.settle(test),
   }
 }
-kvSuite({ describe, it, name: 'ModelKV on an unreliable network in simulated time', manifest, create: () => simulated(new ModelStore()) })
+kvSuite({
+  describe,
+  it,
+  name: 'ModelKV on an unreliable network in simulated time',
+  manifest,
+  create: () => simulated(new ModelStore({ keptWrites })),
+})
 
 describe('the KV suite bites', () => {
   class WithoutDeletedRevisions extends ModelStore {
