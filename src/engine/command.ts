@@ -149,18 +149,14 @@ export function checkBatch(bytes: Uint8Array, shards: number, limits: Limits): C
 
 function checkCommand(command: Command, shards: number, limits: Limits): void {
   const { key, value, shard, fence, ifVersion, ifRevision } = command
-  const checkKey = (each: Uint8Array) => {
-    if (each.length === 0 || each.length > limits.maxKeyBytes) throw new CorruptionError(`key of ${each.length} bytes`, 'MALFORMED')
-    if (shard !== metaShard && shardOf(each, shards) !== shard) throw new CorruptionError(`key does not belong to shard ${shard}`, 'MALFORMED')
-  }
-  if (fence !== undefined) checkKey(fence.key)
+  if (fence !== undefined) checkKey(fence.key, shard, shards, limits)
   switch (command.type) {
     case CommandType.put:
     case CommandType.delete:
-      checkKey(key)
+      checkKey(key, shard, shards, limits)
       return checkValue(value, limits)
     case CommandType.increment:
-      checkKey(key)
+      checkKey(key, shard, shards, limits)
       if (value?.length !== integerBytes) throw new CorruptionError(`an increment by ${value?.length} bytes`, 'MALFORMED')
       return
     case CommandType.transaction: {
@@ -173,7 +169,7 @@ function checkCommand(command: Command, shards: number, limits: Limits): void {
       }
       let bytes = 0
       for (const part of parts) {
-        checkKey(part.key)
+        checkKey(part.key, shard, shards, limits)
         checkValue(part.value, limits)
         bytes += part.key.length + (part.value?.length ?? 0)
       }
@@ -183,6 +179,11 @@ function checkCommand(command: Command, shards: number, limits: Limits): void {
     default:
       command.type satisfies never
   }
+}
+
+function checkKey(key: Uint8Array, shard: number, shards: number, { maxKeyBytes }: Limits): void {
+  if (key.length === 0 || key.length > maxKeyBytes) throw new CorruptionError(`key of ${key.length} bytes`, 'MALFORMED')
+  if (shard !== metaShard && shardOf(key, shards) !== shard) throw new CorruptionError(`key does not belong to shard ${shard}`, 'MALFORMED')
 }
 
 function checkValue(value: Uint8Array | null | undefined, { maxValueBytes }: Limits): void {

@@ -51,6 +51,8 @@ export class KvMachine {
   readonly history: History
   /** Those who wait for the next ones. */
   readonly watches: WatchPolls
+  /** The command that is being applied has changed something. */
+  #changed = false
 
   constructor(store: StateStore, { historyBytes = defaultHistoryBytes, historyJoinBytes = 16 * 1024 }: KvMachineOptions = {}) {
     this.#store = store
@@ -77,7 +79,7 @@ export class KvMachine {
     if (record === undefined) record = new SessionRecord(batch.lowWater, new Map())
     else if (owned) record.trim(batch.lowWater)
     else record = record.raise(batch.lowWater)
-    const { revision } = this.#shard(command.shard)
+    this.#changed = false
     const result = this.#execute(command, record)
     const { body } = result
     if (body === undefined) {
@@ -87,7 +89,7 @@ export class KvMachine {
     }
     this.#bodyBytes += body.length
     // What had no effect may as well be done at another time: its answer, of any size, is not kept. That it is over is: a late copy of the request must not have an effect.
-    record.complete(command.sequence, this.#shard(command.shard).revision === revision ? askAgain : result)
+    record.complete(command.sequence, this.#changed ? result : askAgain)
     this.#store.set(sessionKey, record)
     return result
   }
@@ -162,6 +164,7 @@ export class KvMachine {
 
   #raise(shard: ShardState): number {
     shard.dirty = true
+    this.#changed = true
     return ++shard.revision
   }
 
