@@ -68,7 +68,8 @@ export class Host {
   readonly #names = new MemberNames()
   readonly #liveness: Liveness
   #dirty: Member[] = []
-  #works: { readonly group: number; readonly work: PersistWork }[] = []
+  /** What is to be written next, by group. */
+  #works = new Map<number, PersistWork>()
   /** Where the logs of groups are to start, with the next write. */
   #compactions = new Map<Replica, LogBase>()
   #writing: Promise<void> | null = null
@@ -105,7 +106,7 @@ export class Host {
     replica.stop()
     if (this.#members.get(replica.group)?.replica !== replica) return
     this.#members.delete(replica.group)
-    this.#works = this.#works.filter(({ group }) => group !== replica.group)
+    this.#works.delete(replica.group)
     this.#compactions.delete(replica)
     await this.#writing
   }
@@ -251,13 +252,8 @@ export class Host {
 
   /** What a group produced over several cycles while a write was in flight becomes one record: what was cut meanwhile is never written. */
   #addWork(group: number, work: PersistWork): void {
-    const at = this.#works.findIndex((other) => other.group === group)
-    const before = this.#works[at]?.work
-    if (before === undefined) {
-      this.#works.push({ group, work })
-      return
-    }
-    this.#works[at] = { group, work: mergeWork(before, work) }
+    const before = this.#works.get(group)
+    this.#works.set(group, before === undefined ? work : mergeWork(before, work))
   }
 
   /** Compacts a replica's log with the next write, if it is time. */
@@ -272,9 +268,9 @@ export class Host {
   }
 
   #startWrite(): void {
-    if (this.#works.length === 0 && this.#compactions.size === 0) return
-    const works: GroupWork[] = this.#works
-    this.#works = []
+    if (this.#works.size === 0 && this.#compactions.size === 0) return
+    const works: GroupWork[] = Array.from(this.#works, ([group, work]) => ({ group, work }))
+    this.#works = new Map()
     const compactions = this.#compactions
     if (compactions.size > 0) {
       this.#compactions = new Map()
@@ -364,7 +360,7 @@ export class Host {
 
   /** A sign of life for a node that hears little of us otherwise: an empty bundle. */
   #beat(node: NodeId): void {
-    const address = this.#options.addressOf(node)
+    const address = this.addressOf(node)
     if (address !== undefined) this.#options.messenger.send(address, Channel.raft, nothing)
     this.#options.messenger.flush()
   }
@@ -421,9 +417,9 @@ export class Host {
     this.#liveness.stop()
     for (const replica of this.replicas) replica.stop()
     await this.#writing
-    if (this.#works.length === 0 || this.#failed) return
-    const works = this.#works
-    this.#works = []
+    if (this.#works.size === 0 || this.#failed) return
+    const works = Array.from(this.#works, ([group, work]) => ({ group, work }))
+    this.#works = new Map()
     await this.#options.log.write(works)
     for (const { group, work } of works) this.#members.get(group)!.replica.core.step({ type: 'persisted', sequence: work.sequence })
   }

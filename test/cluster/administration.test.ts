@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { expect } from 'chai'
 import { InvalidArgumentError, type MemberOptions, type Node, openNode } from '../../src/index.js'
 import { tcp } from '../../src/transport/tcp.js'
+import { until } from '../support/conditions.js'
 import { freePorts, withFolder } from '../support/folders.js'
 
 interface Site {
@@ -48,14 +49,6 @@ async function withNodes(count: number, run: (site: Site) => Promise<void>): Pro
       await Promise.all([...nodes.keys()].map((id) => site.close(id)))
     }
   })
-}
-
-async function until(condition: () => boolean, limitMs = 30_000): Promise<void> {
-  const endMs = performance.now() + limitMs
-  while (!condition()) {
-    if (performance.now() > endMs) throw new Error('what was waited for did not come')
-    await new Promise((resolve) => setTimeout(resolve, 5))
-  }
 }
 
 /** Groups by the node that leads them, and their voters. */

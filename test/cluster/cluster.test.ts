@@ -18,16 +18,8 @@ import {
 } from '../../src/index.js'
 import { tcp } from '../../src/transport/tcp.js'
 import { withCluster } from '../support/cluster.js'
+import { failureOf } from '../support/conditions.js'
 import { freePorts, withFolder } from '../support/folders.js'
-
-async function failureOf(promise: Promise<unknown>): Promise<unknown> {
-  try {
-    await promise
-  } catch (error) {
-    return error
-  }
-  return undefined
-}
 
 describe('a cluster of three nodes', () => {
   it('keeps what is put, on any node and for a client, in key order over all shards', () =>

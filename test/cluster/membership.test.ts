@@ -7,6 +7,7 @@ import { recordKey, recordsEnd } from '../../src/engine/log-records.js'
 import { CorruptionError, type MemberOptions, type Node, openNode, RefusedError, UnavailableError } from '../../src/index.js'
 import { History } from '../../src/testing/history.js'
 import { tcp } from '../../src/transport/tcp.js'
+import { until } from '../support/conditions.js'
 import { freePorts, withFolder } from '../support/folders.js'
 import { checkRecorded, recordNode } from '../support/recorded.js'
 
@@ -71,15 +72,6 @@ function withSite(run: (site: Site) => Promise<void>): Promise<void> {
       await site.closeAll()
     }
   })
-}
-
-/** Waits for a condition, for 20 seconds at most: what waited longer would keep its nodes open after mocha has given up. */
-async function until(condition: () => boolean, describe: () => unknown = () => ''): Promise<void> {
-  const endMs = performance.now() + 20_000
-  while (!condition()) {
-    if (performance.now() > endMs) throw new Error(`what was waited for did not come: ${JSON.stringify(describe())}`)
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
 }
 
 /** Whether every group is led by one of these nodes, has exactly them as voters, and they all live. */

@@ -4,21 +4,8 @@ import { join } from 'node:path'
 import { expect } from 'chai'
 import { inspectFolder, type MemberOptions, type Node, openNode, RefusedError, recoverFromQuorumLoss, UnavailableError } from '../../src/index.js'
 import { tcp } from '../../src/transport/tcp.js'
+import { failureOf, until } from '../support/conditions.js'
 import { freePorts, withFolder } from '../support/folders.js'
-
-async function until(condition: () => boolean): Promise<void> {
-  const endMs = performance.now() + 30_000
-  while (!condition()) {
-    if (performance.now() > endMs) throw new Error('what was waited for did not come')
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-}
-
-const failureOf = (promise: Promise<unknown>) =>
-  promise.then(
-    () => undefined,
-    (error: unknown) => error,
-  )
 
 describe('recovery from a lost quorum', function () {
   this.timeout(60_000)

@@ -7,6 +7,7 @@ import { groupKey, recordKey, recordsEnd } from '../../src/engine/log-records.js
 import { type GroupWork, type LoadedLog, type LogBase, LogStore } from '../../src/engine/log-store.js'
 import { encodeConfiguration } from '../../src/raft/message-codec.js'
 import { type Configuration, type Entry, EntryKind, type PersistWork } from '../../src/raft/types.js'
+import { failureOf } from '../support/conditions.js'
 import { withFolder } from '../support/folders.js'
 import { crashAfter } from './support/crashing-database.js'
 
@@ -29,15 +30,6 @@ const founders: Configuration = { voters: ['a', 'b', 'c'], learners: [], votersO
 async function begin(store: LogStore, ofGroup: number): Promise<void> {
   await store.create(ofGroup, { index: 0, term: 0, configuration: founders })
   await store.load(ofGroup)
-}
-
-async function failureOf(run: () => Promise<unknown>): Promise<unknown> {
-  try {
-    await run()
-  } catch (error) {
-    return error
-  }
-  return undefined
 }
 
 /** How many records of a group the database holds. */
@@ -243,7 +235,7 @@ describe('LogStore', () => {
         const crashing = crashAfter(database, done)
         const store = new LogStore(crashing)
         await store.load(ofGroup)
-        for (const step of steps) await failureOf(() => store.write([{ group: ofGroup, ...step }]))
+        for (const step of steps) await failureOf(store.write([{ group: ofGroup, ...step }]))
         const after = new LogStore(database)
         const loaded = (await after.load(ofGroup))!
         const expected = [0, 3, 4, 5, 9, 10]
@@ -259,7 +251,7 @@ describe('LogStore', () => {
       for (let index = 1; index <= 3; index++) await store.write([{ group, work: work([entry(index, 1)]) }])
       const key = Buffer.from([0x02, 0, group, 0, 0, 0, 0, 0, 0, 0, 2])
       const record = Buffer.from(database.getSync(key)!)
-      const failure = () => failureOf(() => reopen().load(group))
+      const failure = () => failureOf(reopen().load(group))
       for (let at = 0; at < record.length; at++) {
         const damaged = Buffer.from(record)
         damaged[at]! ^= 0x10
@@ -292,13 +284,13 @@ describe('LogStore', () => {
         const key = recordKey(group, first)
         const record = database.getSync(key)!
         await remove(key)
-        expect(await failureOf(() => reopen().load(group)), `base ${index}`).to.be.instanceOf(CorruptionError)
+        expect(await failureOf(reopen().load(group)), `base ${index}`).to.be.instanceOf(CorruptionError)
         await put(database, key, record)
-        expect(await failureOf(() => reopen().load(group))).to.equal(undefined)
+        expect(await failureOf(reopen().load(group))).to.equal(undefined)
       }
       const base = groupKey('base', group)
       await remove(base)
-      expect(await failureOf(() => reopen().load(group))).to.be.instanceOf(CorruptionError)
+      expect(await failureOf(reopen().load(group))).to.be.instanceOf(CorruptionError)
       expect(await reopen().load(group + 7)).to.equal(undefined)
     }))
 
@@ -311,11 +303,11 @@ describe('LogStore', () => {
           const damaged = Buffer.from(value)
           damaged[at]! ^= 0x01
           await put(database, key, damaged)
-          expect(await failureOf(() => reopen().load(group)), `byte ${at}`).to.be.instanceOf(CorruptionError)
+          expect(await failureOf(reopen().load(group)), `byte ${at}`).to.be.instanceOf(CorruptionError)
         }
         await put(database, key, value)
       }
-      expect(await failureOf(() => reopen().load(group))).to.equal(undefined)
+      expect(await failureOf(reopen().load(group))).to.equal(undefined)
     }))
 
   it('hazard d8, D1.1: a hard state that is missing is found on load, also when nothing else was written yet', () =>
@@ -324,7 +316,7 @@ describe('LogStore', () => {
       const batch = database.batch()
       batch.del(groupKey('hardState', group))
       await batch.write({ sync: true })
-      expect(await failureOf(() => reopen().load(group))).to.be.instanceOf(CorruptionError)
+      expect(await failureOf(reopen().load(group))).to.be.instanceOf(CorruptionError)
     }))
 
   it('remembers that a log is damaged; removing a group leaves nothing of it, and a removal cut short leaves it marked', () =>
@@ -334,7 +326,7 @@ describe('LogStore', () => {
       await store.write([{ group: group + 1, work: work([entry(1, 1)]) }])
       expect(store.damage(group)).to.equal(undefined)
       const crashing = crashAfter(database, 2)
-      expect(await failureOf(() => new LogStore(crashing).remove(group))).to.be.instanceOf(Error)
+      expect(await failureOf(new LogStore(crashing).remove(group))).to.be.instanceOf(Error)
       expect(reopen().damage(group)).to.be.a('string')
       await reopen().remove(group)
       expect([await reopen().load(group), reopen().damage(group)]).to.deep.equal([undefined, undefined])

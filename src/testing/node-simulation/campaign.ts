@@ -1,4 +1,5 @@
 /** Many seeds of whole nodes, summed up: what `npm run sim -- --node` runs and prints. */
+import { addUp, sorted } from '../counts.js'
 import type { NodeMutation } from './mutations.js'
 import { type NodeSimulationResult, type NodeViolation, type PlantBug, runNodeSimulation } from './simulation.js'
 
@@ -29,14 +30,6 @@ export interface NodeCampaignSummary {
   /** How often states were reached that are worth reaching. */
   readonly reached: Readonly<Record<string, number>>
   readonly violations: readonly NodeViolation[]
-}
-
-function addUp(sums: Record<string, number>, counts: Readonly<Record<string, number>>): void {
-  for (const [kind, count] of Object.entries(counts)) sums[kind] = (sums[kind] ?? 0) + count
-}
-
-function sorted(counts: Readonly<Record<string, number>>): Record<string, number> {
-  return Object.fromEntries(Object.entries(counts).sort(([a], [b]) => (a < b ? -1 : 1)))
 }
 
 /** Runs consecutive seeds. */

@@ -7,7 +7,7 @@
 import { CorruptionError } from '../../base/errors.js'
 import type { DatabaseBatch, DatabaseIterator, DatabaseRange } from '../../engine/database.js'
 import { KvMachine } from '../../engine/kv-machine.js'
-import { LogStore } from '../../engine/log-store.js'
+import { type GroupWork, LogStore } from '../../engine/log-store.js'
 import { Replica } from '../../engine/replica.js'
 import { StateStore } from '../../engine/state-store.js'
 import { RaftCore } from '../../raft/core.js'
@@ -43,6 +43,15 @@ function changedBatches(
         made,
         change(sound, () => batch.call(this)),
       )
+    }
+  })
+}
+
+/** What the host gives the log to write is something else. */
+function changedWorks(seams: Seams, change: (each: GroupWork) => GroupWork): void {
+  seams.replace(LogStore, 'write', (write) => {
+    return function (works) {
+      return write.call(this, works.map(change))
     }
   })
 }
@@ -106,16 +115,7 @@ export const nodeMutations: readonly NodeMutation[] = [
   {
     name: 'hard-state-dropped',
     description: 'Term and vote are left out of the batch (D1.1)',
-    plant: (seams) => {
-      seams.replace(LogStore, 'write', (write) => {
-        return function (works) {
-          return write.call(
-            this,
-            works.map((each) => (each.work === null ? each : { ...each, work: { ...each.work, hardState: null } })),
-          )
-        }
-      })
-    },
+    plant: (seams) => changedWorks(seams, (each) => (each.work === null ? each : { ...each, work: { ...each.work, hardState: null } })),
   },
   {
     name: 'hard-state-lost-on-disk',
@@ -294,16 +294,7 @@ export const nodeMutations: readonly NodeMutation[] = [
   {
     name: 'log-not-reset-after-install',
     description: 'The log stays as it was when a snapshot is installed (D2.20, D6.47)',
-    plant: (seams) => {
-      seams.replace(LogStore, 'write', (write) => {
-        return function (works) {
-          return write.call(
-            this,
-            works.map((each) => (each.work === null ? each : { ...each, work: { ...each.work, reset: null } })),
-          )
-        }
-      })
-    },
+    plant: (seams) => changedWorks(seams, (each) => (each.work === null ? each : { ...each, work: { ...each.work, reset: null } })),
   },
   {
     name: 'log-compacted-beyond-flush',

@@ -1,4 +1,5 @@
 /** Many seeds, summed up: what `npm run sim` runs and prints. */
+import { addUp, sorted } from '../counts.js'
 import type { Mutation } from './mutations.js'
 import { runSimulation, type SimulationParts, type SimulationResult, type Violation } from './simulation.js'
 
@@ -25,14 +26,6 @@ export interface CampaignSummary {
   /** How often states were reached that are worth reaching. */
   readonly reached: Readonly<Record<string, number>>
   readonly violations: readonly Violation[]
-}
-
-function addUp(sums: Record<string, number>, counts: Readonly<Record<string, number>>): void {
-  for (const [kind, count] of Object.entries(counts)) sums[kind] = (sums[kind] ?? 0) + count
-}
-
-function sorted(counts: Readonly<Record<string, number>>): Record<string, number> {
-  return Object.fromEntries(Object.entries(counts).sort(([a], [b]) => (a < b ? -1 : 1)))
 }
 
 /** Runs consecutive seeds. */
