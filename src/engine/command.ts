@@ -6,11 +6,13 @@
  *
  * Invariants: 1. `checkBatch` accepts exactly what `readBatch` can apply: nothing malformed is ever proposed. 2. Every sequence is at least the low-water mark.
  */
-import { asBuffer, fnv1a } from '../base/bytes.js'
 import { Reader, type Writer } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
 import { integerBytes } from './integer.js'
+import { shardOf } from './sharding.js'
 import { readTransaction } from './transaction.js'
+
+export { shardOf, shardOfTag } from './sharding.js'
 
 /** Bytes of a session id. */
 export const sessionIdBytes = 8
@@ -78,20 +80,6 @@ export const defaultLimits: Limits = {
   maxValueBytes: 1024 * 1024,
   maxBatchOperations: 1024,
   maxBatchBytes: 4 * 1024 * 1024,
-}
-
-/** The part of a key that decides its shard: what stands between the first `{` and the next `}` when that is not empty, else the whole key. */
-export function shardOf(key: Uint8Array, shards: number): number {
-  return shardOfTag(key, shards) ?? fnv1a(key) % shards
-}
-
-/** The shard of all keys that begin like this, if the beginning decides it. */
-export function shardOfTag(beginning: Uint8Array, shards: number): number | undefined {
-  const bytes = asBuffer(beginning)
-  const open = bytes.indexOf(0x7b)
-  if (open < 0) return undefined
-  const close = bytes.indexOf(0x7d, open + 1)
-  return close > open + 1 ? fnv1a(bytes, open + 1, close) % shards : undefined
 }
 
 export function writeBatchHeader(writer: Writer, session: Uint8Array, lowWater: number, count: number): void {

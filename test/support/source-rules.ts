@@ -36,6 +36,7 @@ const layerRules: Readonly<Record<string, LayerRule>> = {
   shard: { sources: ['base', 'transport', 'raft', 'snapshot', 'engine'], packages: ['node:', '@msgpack/msgpack', 'p-queue'] },
   lock: { sources: ['base', 'engine/kv.ts'], packages: ['node:events', '@msgpack/msgpack'] },
   mapreduce: { sources: ['base', 'engine/kv.ts', 'transport', 'lock'], packages: ['node:', '@msgpack/msgpack', 'p-queue', 'piscina'] },
+  level: { sources: ['base', 'engine/kv.ts', 'engine/sharding.ts'], packages: ['abstract-level'] },
   // The simulator of whole nodes opens nodes.
   testing: { sources: [...belowNode, 'node.ts', 'local.ts'], packages: ['node:', 'classic-level', 'abstract-level', '@msgpack/msgpack'] },
   'node.ts': { sources: belowNode, packages: ['node:', 'classic-level', '@msgpack/msgpack', 'p-queue'] },
