@@ -1,6 +1,6 @@
 /**
  * A process that makes load: either a client of one of the systems, or a quorate node that can also make load from inside.
- * Commands: `preload`, `fill` (so many bytes), `measure` (a cell), and for a quorate node `status`.
+ * Commands: `preload`, `fill` (so many bytes), `measure` (a cell), `memory`, and for a quorate node `status`.
  */
 
 import { childArgument, serve } from '../scripts/child.js'
@@ -9,9 +9,11 @@ import { type Node, openNode } from '../src/node.js'
 import { tcp } from '../src/transport/tcp.js'
 import { EtcdConnection } from './etcd-client.js'
 import { type CellOptions, fill, measure, type Operations, preload } from './load.js'
+import { RedisConnection } from './redis-client.js'
 
 export type LoadProcessArgument =
   | { readonly system: 'etcd'; readonly address: string }
+  | { readonly system: 'redis'; readonly address: string }
   | { readonly system: 'quorate-client'; readonly seeds: readonly string[] }
   | {
       readonly system: 'quorate-node'
@@ -37,7 +39,7 @@ export interface LoadProcessStatus {
 
 const argument = childArgument<LoadProcessArgument>()
 
-function openQuorate(options: Exclude<LoadProcessArgument, { system: 'etcd' }>): Promise<Node> {
+function openQuorate(options: Exclude<LoadProcessArgument, { address: string }>): Promise<Node> {
   if (options.system === 'quorate-client') return openNode({ role: 'client', transport: tcp(), seeds: options.seeds })
   const { id, location, nodes, groups, tuning = {} } = options
   const listen = nodes.find((node) => node.id === id)!.address
@@ -47,9 +49,10 @@ function openQuorate(options: Exclude<LoadProcessArgument, { system: 'etcd' }>):
 function offer(operations: Operations, close: () => Promise<void>, more: Record<string, () => unknown> = {}): void {
   serve(
     {
-      preload: () => preload(operations),
+      preload: (keys?: number) => preload(operations, keys),
       fill: (bytes: number) => fill(operations, bytes),
       measure: (cell: CellOptions) => measure(operations, cell),
+      memory: () => process.memoryUsage(),
       ...more,
     },
     close,
@@ -58,6 +61,9 @@ function offer(operations: Operations, close: () => Promise<void>, more: Record<
 
 if (argument.system === 'etcd') {
   const connection = await EtcdConnection.open(argument.address)
+  offer(connection, async () => connection.close())
+} else if (argument.system === 'redis') {
+  const connection = await RedisConnection.open(argument.address)
   offer(connection, async () => connection.close())
 } else {
   const node = await openQuorate(argument)

@@ -20,6 +20,8 @@ export interface CellOptions {
   readonly callers: number
   readonly warmUpMs: number
   readonly durationMs: number
+  /** How many keys there are; by default `keyCount`. */
+  readonly keys?: number
 }
 
 /** One measured cell of the table. */
@@ -37,13 +39,21 @@ export const keyCount = 100_000
 export const valueBytes = 100
 
 /** The keys: eight bytes each, the same for every system, known before the clock starts. */
-export const keys: readonly Uint8Array[] = Array.from({ length: keyCount }, (_, number) => Buffer.from(`k${String(number).padStart(7, '0')}`))
+const keys: readonly Uint8Array[] = Array.from({ length: keyCount }, (_, number) => makeKey(number))
+
+function makeKey(number: number): Uint8Array {
+  return Buffer.from(`k${String(number).padStart(7, '0')}`)
+}
+
+function keyOf(number: number): Uint8Array {
+  return keys[number] ?? makeKey(number)
+}
 
 /** Values are windows of one random block, so that no store gains by compressing them. */
 const randomBlock = crypto.getRandomValues(new Uint8Array(1 << 16))
 
-function randomKey(): Uint8Array {
-  return keys[Math.floor(Math.random() * keyCount)]!
+function randomKey(count: number): Uint8Array {
+  return keyOf(Math.floor(Math.random() * count))
 }
 
 function randomValue(): Uint8Array {
@@ -75,10 +85,10 @@ class Samples {
 }
 
 /** Writes every key once, so that each get finds a value. */
-export async function preload(operations: Operations, callers = 256): Promise<void> {
+export async function preload(operations: Operations, count = keyCount, callers = 256): Promise<void> {
   let next = 0
   const work = async () => {
-    for (let number = next++; number < keyCount; number = next++) await operations.put(keys[number]!, randomValue())
+    for (let number = next++; number < count; number = next++) await operations.put(keyOf(number), randomValue())
   }
   await Promise.all(Array.from({ length: callers }, work))
 }
@@ -99,6 +109,7 @@ export async function fill(operations: Operations, bytes: number, callers = 64):
 /** Runs one cell. The clock can be replaced, for tests. */
 export async function measure(operations: Operations, options: CellOptions, nowMs = () => performance.now()): Promise<CellResult> {
   const samples = new Samples()
+  const count = options.keys ?? keyCount
   const startMs = nowMs()
   const countFromMs = startMs + options.warmUpMs
   const endMs = countFromMs + options.durationMs
@@ -107,9 +118,9 @@ export async function measure(operations: Operations, options: CellOptions, nowM
 
   const once =
     options.operation === 'put'
-      ? () => operations.put(randomKey(), randomValue())
+      ? () => operations.put(randomKey(count), randomValue())
       : async () => {
-          const value = await operations.get(randomKey())
+          const value = await operations.get(randomKey(count))
           if (value?.length !== valueBytes)
             throw new Error(`a get resolved to ${value?.length ?? 'no'} bytes, not to the ${valueBytes} that were put`)
         }

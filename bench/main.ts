@@ -1,5 +1,5 @@
 /**
- * `npm run bench`: puts and linearizable gets of a three-node quorate cluster, alone or in turn with etcd. Method, pitfalls and figures: README.md here.
+ * `npm run bench`: puts and linearizable gets of a three-node quorate cluster, alone or in turn with etcd and Redis. Method, pitfalls and figures: README.md here.
  *
  * 1. Systems take turns within one run (A B A B …) and only one of them runs at a time. 2. Progress goes to stderr; the table, and with `--json` the JSON as the last
  * line, go to stdout. 3. No process outlives the run.
@@ -9,13 +9,19 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Workplace } from '../scripts/workplace.js'
 import { measureIdleGroups } from './idle.js'
 import type { CellOptions, CellResult } from './load.js'
-import { type BenchOptions, parseOptions, usage } from './options.js'
+import { type BenchOptions, type Peer, parseOptions, usage } from './options.js'
 import { formatTable, type Measurement, makeReport } from './report.js'
 import { measureSnapshots } from './snapshot.js'
-import { etcdSystem, findProgram, quorateSystem, type System } from './systems.js'
+import { soak } from './soak.js'
+import { etcdSystem, findProgram, quorateSystem, redisSystem, type System } from './systems.js'
 
 /** Time for the disk to write back what a system left, before the other one starts. */
 const settleMs = 1000
+
+const peerPrograms = {
+  etcd: { program: 'etcd', debianPackage: 'etcd-server', system: etcdSystem },
+  redis: { program: 'redis-server', debianPackage: 'redis-server', system: redisSystem },
+} as const satisfies Record<Peer, unknown>
 
 function progress(line: string): void {
   process.stderr.write(`${line}\n`)
@@ -53,15 +59,18 @@ async function measureSystem(system: System, options: BenchOptions, isFirstRound
 }
 
 async function run(options: BenchOptions): Promise<void> {
-  const etcdProgram = findProgram('etcd')
-  if (options.peer === 'etcd' && etcdProgram === undefined) {
-    throw new Error('there is no etcd program on the PATH, and this installs nothing (Debian has it in etcd-server)')
-  }
+  const programs = options.peers.map((peer) => {
+    const { program, debianPackage } = peerPrograms[peer]
+    const path = findProgram(program)
+    if (path === undefined)
+      throw new Error(`there is no ${program} program on the PATH, and this installs nothing (Debian has it in ${debianPackage})`)
+    return { peer, path }
+  })
   const workplace = new Workplace('quorate-bench')
   try {
     const systems = [await quorateSystem(workplace, options.groups)]
-    if (options.peer === 'etcd') systems.push(await etcdSystem(workplace, etcdProgram!))
-    const cells = (options.peer === undefined ? 2 : 3) * options.operations.length * options.callers.length * options.rounds
+    for (const { peer, path } of programs) systems.push(await peerPrograms[peer].system(workplace, path))
+    const cells = (2 + systems.length - 1) * options.operations.length * options.callers.length * options.rounds
     progress(
       `${cells} cells, about ${Math.ceil((cells * (options.seconds + options.warmUpSeconds)) / 60)} minutes; load average before the start: ${loadavg()[0]!.toFixed(2)}`,
     )
@@ -72,6 +81,25 @@ async function run(options: BenchOptions): Promise<void> {
     const report = makeReport(measurements)
     console.log(formatTable(measurements, report, options.seconds))
     if (options.json) console.log(JSON.stringify(report))
+  } finally {
+    await workplace.close()
+  }
+}
+
+async function runSoak(minutes: number, options: BenchOptions): Promise<void> {
+  const workplace = new Workplace('quorate-bench')
+  try {
+    progress(`load average before the start: ${loadavg()[0]!.toFixed(2)}; writing ${options.keys} keys`)
+    const samples = await soak(workplace, {
+      minutes,
+      keys: options.keys,
+      onKeys: () => progress('keys written'),
+      onSample: ({ minute, putsPerSecond, getsPerSecond, rssMegabytes, heapMegabytes, externalMegabytes }) =>
+        console.log(
+          `${minute.toFixed(1).padStart(5)} min: ${putsPerSecond} puts/s, ${getsPerSecond} gets/s; MiB resident ${rssMegabytes.join(' ')}, heap ${heapMegabytes.join(' ')}, external ${externalMegabytes.join(' ')}`,
+        ),
+    })
+    if (options.json) console.log(JSON.stringify({ keys: options.keys, samples }))
   } finally {
     await workplace.close()
   }
@@ -114,6 +142,7 @@ async function runIdle(groups: number, options: BenchOptions): Promise<void> {
 try {
   const options = parseOptions(process.argv.slice(2).filter((argument) => argument !== '--help'))
   if (process.argv.includes('--help')) console.log(usage)
+  else if (options.soakMinutes !== undefined) await runSoak(options.soakMinutes, options)
   else if (options.snapshotMegabytes !== undefined) await runSnapshot(options.snapshotMegabytes, options)
   else if (options.idleGroups === undefined) await run(options)
   else await runIdle(options.idleGroups, options)

@@ -21,6 +21,7 @@ export interface Row {
 }
 
 export interface Ratio {
+  readonly peer: string
   readonly op: OperationName
   readonly callers: number
   readonly ratio: number
@@ -53,7 +54,7 @@ function grouped(measurements: readonly Measurement[]): Measurement[][] {
   return [...rows.values()]
 }
 
-/** Medians over the rounds; the ratio is quorate's client process over the peer's. */
+/** Medians over the rounds; the ratios are quorate's client process over each peer's. */
 export function makeReport(measurements: readonly Measurement[]): Report {
   const rows = grouped(measurements).map((cells): Row => {
     const { system, op, callers } = cells[0]!
@@ -66,9 +67,10 @@ export function makeReport(measurements: readonly Measurement[]): Report {
     }
   })
   const ratios: Ratio[] = []
-  for (const { system, op, callers, opsPerSecond } of rows) {
-    const peer = rows.find((row) => row.system === 'etcd' && row.op === op && row.callers === callers)
-    if (system === 'quorate' && peer !== undefined) ratios.push({ op, callers, ratio: round(opsPerSecond / peer.opsPerSecond, 2) })
+  for (const { system: peer, op, callers, opsPerSecond } of rows) {
+    if (peer.startsWith('quorate')) continue
+    const own = rows.find((row) => row.system === 'quorate' && row.op === op && row.callers === callers)
+    if (own !== undefined) ratios.push({ peer, op, callers, ratio: round(own.opsPerSecond / opsPerSecond, 2) })
   }
   return { rows, ratios }
 }
@@ -91,9 +93,10 @@ export function formatTable(measurements: readonly Measurement[], report: Report
     ]
   })
   const lines = alignColumns([header, ...body])
-  if (report.ratios.length > 0) {
-    lines.push('', 'quorate (client process) / etcd:')
-    for (const { op, callers, ratio } of report.ratios) lines.push(`  ${op} at ${callers} callers: ${ratio.toFixed(2)} times`)
+  for (const name of new Set(report.ratios.map(({ peer }) => peer))) {
+    lines.push('', `quorate (client process) / ${name}:`)
+    for (const { peer, op, callers, ratio } of report.ratios)
+      if (peer === name) lines.push(`  ${op} at ${callers} callers: ${ratio.toFixed(2)} times`)
   }
   return lines.join('\n')
 }

@@ -4,6 +4,7 @@
  * 1. Servers run with their defaults. 2. `stop` ends every process and leaves the folders, so that the next round finds the same data.
  */
 import { accessSync, constants } from 'node:fs'
+import { mkdir } from 'node:fs/promises'
 import { delimiter, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Child, freeAddresses, type Workplace } from '../scripts/workplace.js'
@@ -122,6 +123,34 @@ export async function etcdSystem(workplace: Workplace, program: string): Promise
     async stop() {
       await client?.stop()
       await Promise.all(running.map((member) => member.stop()))
+    },
+  }
+}
+
+/** One Redis server that syncs every write to its log, and a client process. Nothing is replicated: it is what a single fsynced server can do. */
+export async function redisSystem(workplace: Workplace, program: string): Promise<System> {
+  const [address] = await freeAddresses(1)
+  const [host, port] = address!.split(':')
+  let server: { stop(): Promise<void> } | undefined
+  let client: Child | undefined
+  return {
+    name: 'redis',
+    async start() {
+      const folder = join(workplace.folder, 'redis')
+      await mkdir(folder, { recursive: true })
+      const settings = { bind: host!, port: port!, dir: folder, daemonize: 'no', save: '', appendonly: 'yes', appendfsync: 'always' }
+      server = workplace.spawn(
+        'redis',
+        program,
+        Object.entries(settings).flatMap(([name, value]) => [`--${name}`, value]),
+      )
+      client = await until('an answer of redis', () => forkLoad(workplace, 'redis-client', { system: 'redis', address: address! }))
+      return [{ system: 'redis', process: client }]
+    },
+    logWrites: async () => undefined,
+    async stop() {
+      await client?.stop()
+      await server?.stop()
     },
   }
 }
