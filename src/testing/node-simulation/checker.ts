@@ -5,7 +5,8 @@
  * R1 one leader a term · R2 a leader never truncates · R3 log matching, in memory and on disk · R4 leader completeness · R5 one index, one command, everywhere and for ever
  * R6 term, commit and applied index never go back within a life, nor the durable term at all · R7 one vote a term, across crashes
  * R8 what is acknowledged is on the disks of a quorum, and committed entries are never truncated there · R10 what is applied is on the disks of a quorum
- * R11 what a vote or an acknowledgement promises is on the sender's disk when it is sent · R14, R17, K2, K3 each entry's answers are those of the reference machine
+ * R11 what a vote or an acknowledgement promises is on the sender's disk when it is sent · R14, R17 each entry's answers are those of the reference machine: K3 a repeated request gets its first answer,
+ * K4 what failed is told so, K2 versions rise by one
  * R15 a read is served from a state that holds all that was acknowledged before it was asked · D1 what is loaded is what was stored
  */
 import type { CommandResult } from '../../engine/command.js'
@@ -459,9 +460,10 @@ export class NodeInvariants {
     }
     this.#advance(core, view, index)
     const { reference } = this.group(group)
-    if (!reference.agrees(index, data, results)) {
+    const problem = reference.problemOf(index, data, results)
+    if (problem !== null) {
       this.violation(
-        'R14',
+        problem,
         `${node} answers entry ${index} of group ${group} with ${JSON.stringify(results)}, not ${JSON.stringify(reference.expect(index, data))}`,
       )
     }

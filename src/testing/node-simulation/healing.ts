@@ -2,7 +2,7 @@
  * The end of a run: faults stop, all nodes come back, and the cluster must be whole again.
  *
  * R18: every node opens, every group serves a write, and all replicas converge, within bounds of simulated time · R14, S3, D1: every key, read over the KV interface, scanned, and read from each replica's
- * own state, is what the log says · K1 the history is linearizable, K3, K4 what clients were told agrees with what was applied · then all power fails at once, and all
+ * own state, is what the log says · K1 the history is linearizable, K3, K4 what clients were told agrees with what was applied (`requests.ts`) · then all power fails at once, and all
  * that was committed must be there again.
  */
 
@@ -16,7 +16,8 @@ import { checkHistory } from '../history-checker.js'
 import type { NodeInvariants } from './checker.js'
 import { judgeKey, type KnownWrite } from './known-order.js'
 import type { SimulatedNetwork } from './network.js'
-import { calmNetwork, type NodePlan } from './plan.js'
+import { calmNetwork, keyNumbers, type NodePlan } from './plan.js'
+import type { RequestLedger } from './requests.js'
 import { describeError, type SimulatedNode } from './simulated-node.js'
 import type { NodeWorkload } from './workload.js'
 import { keyName } from './workload.js'
@@ -30,6 +31,7 @@ export interface HealingEnvironment {
   readonly members: readonly SimulatedNode[]
   readonly checker: NodeInvariants
   readonly workload: NodeWorkload
+  readonly requests: RequestLedger
   readonly history: History
   /** The cluster map, as far as it is committed. */
   map(): ClusterMap
@@ -215,7 +217,7 @@ export class NodeHealing {
     const { plan, checker, world } = this.#environment
     const nodes = this.#askable()
     const expected = this.#expected()
-    const keys = [...new Set([...Array.from({ length: plan.keys }, (_, number) => keyName(number)), ...expected.keys()])]
+    const keys = [...new Set([...keyNumbers(plan.keys).map(keyName), ...expected.keys()])]
     const node = nodes[world.stream(`reader ${when}`).integer(0, nodes.length - 1)]!
     const found = await this.#ask(node, 'a read of every key', (kv) => kv.getMany(keys, { timeoutMs: this.#boundUs / 1000 }))
     for (const [position, key] of keys.entries()) {
@@ -266,26 +268,8 @@ export class NodeHealing {
   }
 
   #checkHistory(): void {
-    const { checker, workload, history } = this.#environment
-    for (const { operation, key, value } of workload.puts) {
-      const effects = [...checker.groups].flatMap(([, { reference }]) => reference.puts.get(`${key} ${value}`) ?? [])
-      if (effects.length > 1) this.#fail('K3', `the put of ${key} by ${operation.client} at ${operation.call} took effect ${effects.length} times`)
-      const effect = effects[0]
-      const { result } = operation
-      if (result === 'ok' && effect === undefined) this.#fail('K4', `a put of ${key} by ${operation.client} was acknowledged, and is not in the log`)
-      if ((result === 'failed' || result === 'condition-failed') && effect !== undefined) {
-        this.#fail('K4', `a put of ${key} by ${operation.client} was said to have failed, and took effect at index ${effect.index}`)
-      }
-      if (result !== 'unknown') continue
-      // The truth is known here: the history that is checked has no doubts about puts.
-      if (effect === undefined) operation.result = 'failed'
-      else {
-        operation.result = 'ok'
-        operation.version = effect.version
-        operation.revision = effect.revision
-      }
-    }
-    this.#settleDeletes()
+    const { checker, requests, history } = this.#environment
+    requests.judge()
     const writes = new Map<string, readonly KnownWrite[]>()
     for (const [, { reference }] of checker.groups) for (const [key, list] of reference.writes) writes.set(key, list)
     for (const [key, operations] of byKey(history.operations)) {
@@ -296,23 +280,6 @@ export class NodeHealing {
     const result = checkHistory(history.operations, { maxConfigurations: 3000 })
     if (result.ok) checker.reach('history-searched')
     else if (result.reason !== 'out-of-budget') this.#fail('K1', `at key "${result.key}": ${result.message}`)
-  }
-
-  /** Deletes carry no value by which to know them; but where no effect is left that somebody else does not claim, they certainly had none. */
-  #settleDeletes(): void {
-    const { checker, history } = this.#environment
-    const unclaimed = new Map<string, Set<number>>()
-    for (const [, { reference }] of checker.groups) for (const [key, revisions] of reference.deletes) unclaimed.set(key, new Set(revisions))
-    for (const { op, key, revision, result } of history.operations) {
-      if (op !== 'delete' || result !== 'ok' || revision === undefined) continue
-      if (!unclaimed.get(key)?.delete(revision))
-        this.#fail('K4', `a delete of ${key} was acknowledged with revision ${revision}, which is not in the log`)
-    }
-    for (const operation of history.operations) {
-      if (operation.op !== 'delete' || operation.result !== 'unknown') continue
-      const left = unclaimed.get(operation.key)?.size ?? 0
-      if (left === 0) operation.result = 'failed'
-    }
   }
 
   #describe(): string {

@@ -14,6 +14,8 @@ export interface KnownWrite {
   readonly revision: number
   /** 0: it deleted the key. */
   readonly version: number
+  /** One unit a byte; null when it deleted the key. */
+  readonly value: string | null
 }
 
 interface State {
@@ -37,7 +39,7 @@ export function stateAt(writes: readonly KnownWrite[], index: number): KnownWrit
 
 /** What is wrong with the history of a key; null for nothing. Operations of unknown outcome must have been settled as far as the log can. */
 export function judgeKey(operations: readonly Operation[], writes: readonly KnownWrite[]): string | null {
-  const states: State[] = [{ index: 0, version: 0, revision: 0 }, ...writes].map((state) => ({
+  const states: State[] = [{ index: 0, version: 0, revision: 0, value: null }, ...writes].map((state) => ({
     ...state,
     beginsMs: Number.NEGATIVE_INFINITY,
     calledMs: Number.NEGATIVE_INFINITY,

@@ -13,6 +13,7 @@ import { StateStore } from '../../engine/state-store.js'
 import { RaftCore } from '../../raft/core.js'
 import type { MessageNow } from '../../raft/types.js'
 import { Bindings } from '../../shard/founding.js'
+import { clientMutations } from './client-mutations.js'
 import { SimulatedDatabase } from './disk.js'
 import type { Seams } from './seams.js'
 import { SimulatedProcess } from './world.js'
@@ -348,4 +349,5 @@ export const nodeMutations: readonly NodeMutation[] = [
       })
     },
   },
+  ...clientMutations,
 ]

@@ -50,14 +50,40 @@ export interface PlannedFault {
   readonly amount: number
 }
 
+/** An operation of a transaction, on a key by its number. */
+export interface PlannedStep {
+  readonly kind: 'put' | 'delete' | 'get'
+  readonly key: number
+}
+
+/** Keys of one shard begin at `keysPerTag` and its multiples: those with one tag. */
+export const keysPerTag = 1000
+/** Keys that are counted up, mostly. */
+export const countersFrom = 1_000_000
+const tags = 3
+const keysOfTag = 4
+const counters = 2
+
+/** The numbers of all keys of a plan with so many plain ones. */
+export function keyNumbers(plain: number): number[] {
+  const numbers = Array.from({ length: plain }, (_, number) => number)
+  for (let tag = 1; tag <= tags; tag++) for (let member = 0; member < keysOfTag; member++) numbers.push(tag * keysPerTag + member)
+  for (let counter = 0; counter < counters; counter++) numbers.push(countersFrom + counter)
+  return numbers
+}
+
 export type PlannedCondition = 'none' | 'last-seen' | 'absent'
 
 export interface PlannedOperation {
   readonly atUs: number
   readonly client: number
-  readonly op: 'get' | 'getMany' | 'put' | 'delete' | 'scan'
-  /** Keys by number; of a scan the first, and how many entries at most. */
+  readonly op: 'get' | 'getMany' | 'put' | 'delete' | 'scan' | 'count' | 'txn' | 'batch' | 'increment' | 'getOrPut' | 'update'
+  /** Keys by number; of a scan or count the first, and how many entries at most; of a transaction the one that is compared. */
   readonly keys: readonly number[]
+  /** Of a transaction and a batch. */
+  readonly steps: readonly PlannedStep[]
+  /** Of a transaction: when its condition does not hold. */
+  readonly otherwise: readonly PlannedStep[]
   /** Of a put. */
   readonly valueBytes: number
   readonly condition: PlannedCondition
@@ -252,6 +278,13 @@ function drawAmount(kind: NodeFaultKind, random: SeededRandom, electionTimeoutUs
   }
 }
 
+/** Each key once: what is written twice in one transaction has a state that nobody ever sees, which the suite tests. */
+function drawSteps(random: SeededRandom, tag: number, reads: boolean): PlannedStep[] {
+  const kinds = reads ? (['put', 'put', 'get', 'delete'] as const) : (['put', 'put', 'delete'] as const)
+  const members = Array.from({ length: keysOfTag }, (_, member) => member).filter(() => random.chance(0.6))
+  return (members.length === 0 ? [0] : members).map((member) => ({ kind: random.pick(kinds), key: tag + member }))
+}
+
 /** Leases rest on clocks whose rates are less than a seventh apart; no other promise rests on clocks. */
 const leaseDrift = 0.05
 
@@ -268,6 +301,8 @@ function drawOperations({ snapshots, clockDrift, seed, clients, faultyUs, keys, 
   const conditional = shared.pick([0, 0.3, 0.7])
   const leaseShare = shared.pick([0, 0.5, 1])
   const staleShare = shared.pick([0, 0, 0.3])
+  // Transactions, batches and what is made of conditional writes; off in a third of the runs, as everything is now and then.
+  const richShare = shared.pick([0, 0.2, 0.6])
   const consistency = (random: SeededRandom): ReadConsistency => {
     if (random.chance(staleShare)) return 'stale'
     return random.chance(leaseShare) && clockDrift <= leaseDrift ? 'lease' : 'linearizable'
@@ -279,18 +314,36 @@ function drawOperations({ snapshots, clockDrift, seed, clients, faultyUs, keys, 
     for (let atUs = random.exponential(everyUs); atUs < faultyUs && count < most; atUs += 1 + random.exponential(everyUs)) {
       for (const end = count + random.integer(1, burst); count < end; count++) {
         const isRead = random.chance(readShare)
-        const op = isRead ? random.pick(['get', 'get', 'get', 'getMany', 'scan'] as const) : random.pick(['put', 'put', 'put', 'delete'] as const)
+        const isRich = random.chance(richShare)
+        const op = isRead
+          ? random.pick(['get', 'get', 'get', 'getMany', 'scan', isRich ? 'count' : 'scan'] as const)
+          : isRich
+            ? random.pick(['txn', 'txn', 'batch', 'increment', 'getOrPut', 'update'] as const)
+            : random.pick(['put', 'put', 'put', 'delete'] as const)
+        const tag = random.integer(1, tags) * keysPerTag
+        // Of the keys of all kinds, as far as a run has them.
+        const anyKey = (): number => {
+          if (richShare === 0 || random.chance(0.6)) return random.integer(0, keys - 1)
+          return random.chance(0.9) ? tag + random.integer(0, keysOfTag - 1) : countersFrom + random.integer(0, counters - 1)
+        }
+        const isGrouped = op === 'txn' || op === 'batch'
         operations.push({
           atUs,
           client,
           op,
           keys:
             op === 'getMany'
-              ? [0, 1, 2].map(() => random.integer(0, keys - 1))
-              : op === 'scan'
-                ? [random.integer(0, keys - 1), random.integer(1, 20)]
-                : [random.integer(0, keys - 1)],
-          valueBytes: random.integer(0, maxValueBytes),
+              ? [0, 1, 2].map(anyKey)
+              : op === 'scan' || op === 'count'
+                ? [anyKey(), random.integer(1, 20)]
+                : op === 'increment'
+                  ? [countersFrom + random.integer(0, counters - 1)]
+                  : isGrouped
+                    ? [tag + random.integer(0, keysOfTag - 1)]
+                    : [anyKey()],
+          steps: isGrouped ? drawSteps(random, tag, op === 'txn') : [],
+          otherwise: op === 'txn' ? drawSteps(random, tag, true) : [],
+          valueBytes: random.integer(0, isGrouped ? Math.min(maxValueBytes, 1000) : maxValueBytes),
           condition: !isRead && random.chance(conditional) ? random.pick(['last-seen', 'last-seen', 'absent'] as const) : 'none',
           consistency: isRead ? consistency(random) : 'linearizable',
           timeoutMs: Math.ceil((electionTimeoutUs / 1000) * random.pick([0.5, 4, 20, 60])),

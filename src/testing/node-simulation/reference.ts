@@ -1,13 +1,17 @@
 /**
- * ReferenceMachine: what a group's log means, written down a second time in the plainest way: a Map of keys, and every answer ever given to a request, for ever.
+ * ReferenceMachine: what a group's log means, written down a second time in the plainest way: a Map of keys, and every request with its answer and its effects, for ever.
  *
- * The replicas' answers at each index are compared with this one's, so a state that lost or repeated anything shows at the next write that touches it.
+ * The replicas' answers at each index are compared with this one's, so a state that lost or repeated anything shows at the next write that touches it. What clients were told is
+ * compared with it too (`requests.ts`): it knows the truth of each unknown outcome.
  *
- * Invariant: it is fed with each committed entry once, in order; a request (session, sequence) has an effect once (K3).
+ * Invariants: 1. it is fed with each committed entry once, in order; 2. a request (session, sequence) has an effect once (K3); 3. each write raises the version of its key by one,
+ * beginning at 1 (K2); 4. all writes of one command have one revision, and are seen together or not at all (K6).
  */
 
 import { toLatin1 } from '../../base/bytes.js'
-import { type CommandResult, CommandStatus, readBatch } from '../../engine/command.js'
+import { type Command, type CommandResult, CommandStatus, CommandType, readBatch } from '../../engine/command.js'
+import { decodeInteger } from '../../engine/integer.js'
+import { type KeyCondition, readStepResults, readTransaction, StepKind, type Transaction } from '../../engine/transaction.js'
 import type { KnownWrite } from './known-order.js'
 
 export interface ReferenceValue {
@@ -18,30 +22,77 @@ export interface ReferenceValue {
   readonly shard: number
 }
 
-/** When a write took effect. */
-export interface Effect {
-  readonly index: number
+/** What a request did to one key. */
+export interface Effect extends KnownWrite {
+  readonly key: string
+}
+
+export interface KnownAnswer {
+  readonly status: CommandStatus
   readonly version: number
   readonly revision: number
+  /** What its body says, in a form that can be compared; undefined for none. */
+  readonly told: string | undefined
 }
+
+export interface KnownRequest {
+  readonly index: number
+  readonly answer: KnownAnswer
+  readonly effects: readonly Effect[]
+}
+
+/** The name of a request. */
+export function requestName(session: Uint8Array, shard: number, sequence: number): string {
+  return `${toLatin1(session)}/${shard}/${sequence}`
+}
+
+/** What the body of an answer says, in a form that can be compared. */
+export function toldBy({ type, value }: Pick<Command, 'type' | 'value'>, body: Uint8Array | undefined): string | undefined {
+  if (body === undefined) return undefined
+  if (type !== CommandType.transaction) return toLatin1(body)
+  const { succeeded, results } = readStepResults(body, readTransaction(value!))
+  const steps = results.map((result) => {
+    if (result.kind !== StepKind.get) return result.kind === StepKind.put ? result.version : result.deleted
+    return result.found && { ...result.found, value: toLatin1(result.found.value) }
+  })
+  return describeSteps(succeeded, steps)
+}
+
+function describeSteps(succeeded: boolean, steps: readonly unknown[]): string {
+  return JSON.stringify([succeeded, ...steps.map((step) => step ?? null)])
+}
+
+interface Expected {
+  readonly answer: KnownAnswer
+  /** The request had come before. */
+  readonly isRepeat: boolean
+}
+
+interface Held {
+  readonly version: number
+  readonly value: string
+}
+
+const least = -(2n ** 63n)
+const greatest = 2n ** 63n - 1n
+const number = /^(0|-?[1-9][0-9]{0,18})$/
+
+const keyText = (key: Uint8Array): string => Buffer.from(key).toString('utf8')
 
 export class ReferenceMachine {
   /** By key, as text. */
   readonly values = new Map<string, ReferenceValue>()
-  /** By `key value`: the effects of puts. Values of the workload are unique, so there is one at most. */
-  readonly puts = new Map<string, Effect[]>()
-  /** By key: the revisions of the deletes that took effect. */
-  readonly deletes = new Map<string, Set<number>>()
   /** By key: all its writes, in order. */
   readonly writes = new Map<string, KnownWrite[]>()
+  /** By name: every request that was ever applied. */
+  readonly requests = new Map<string, KnownRequest>()
   readonly #revisions = new Map<number, number>()
-  readonly #answers = new Map<string, CommandResult>()
   /** By session and shard: requests below are over. */
   readonly #lowWaters = new Map<string, number>()
   /** Commands that repeated an earlier request. */
   repeats = 0
   /** The expected answers at each index. */
-  readonly #expected: (readonly CommandResult[])[] = []
+  readonly #expected: (readonly Expected[])[] = []
   #applied = 0
 
   get appliedIndex(): number {
@@ -49,7 +100,7 @@ export class ReferenceMachine {
   }
 
   /** The answers that the entry at this index must get; its bytes are needed when it is the next one. */
-  expect(index: number, data: Uint8Array): readonly CommandResult[] {
+  expect(index: number, data: Uint8Array): readonly Expected[] {
     if (index > this.#applied) {
       this.#applied = index
       this.#expected[index] = this.#apply(index, data)
@@ -57,66 +108,145 @@ export class ReferenceMachine {
     return this.#expected[index] ?? []
   }
 
-  /** Whether a replica's answers are right. */
-  agrees(index: number, data: Uint8Array, results: readonly CommandResult[]): boolean {
+  /** The invariant that a replica's answers break; null when they are right. */
+  problemOf(index: number, data: Uint8Array, results: readonly CommandResult[]): 'K2' | 'K3' | 'K4' | 'R14' | null {
     const expected = this.expect(index, data)
-    return (
-      expected.length === results.length &&
-      expected.every((answer, position) => {
-        const given = results[position]!
-        return given.status === answer.status && given.version === answer.version && given.revision === answer.revision
-      })
-    )
+    const { commands } = readBatch(data)
+    if (expected.length !== results.length) return 'R14'
+    for (const [position, { answer, isRepeat }] of expected.entries()) {
+      const { status, version, revision, body } = results[position]!
+      const isSame = status === answer.status && version === answer.version && revision === answer.revision
+      if (isSame && toldBy(commands[position]!, body) === answer.told) continue
+      if (isRepeat) return 'K3'
+      if (status !== answer.status) return 'K4'
+      return version === answer.version ? 'R14' : 'K2'
+    }
+    return null
   }
 
-  #apply(index: number, data: Uint8Array): CommandResult[] {
+  #apply(index: number, data: Uint8Array): Expected[] {
     const { session, lowWater, commands } = readBatch(data)
     return commands.map((command) => {
       const place = `${toLatin1(session)}/${command.shard}`
       const lowest = this.#lowWaters.get(place) ?? 0
-      const request = `${place}/${command.sequence}`
-      const first = this.#answers.get(request)
-      if (first !== undefined) this.repeats++
+      const name = requestName(session, command.shard, command.sequence)
+      const first = this.requests.get(name)
+      const isRepeat = first !== undefined
+      if (isRepeat) this.repeats++
       // The client has given this request up: whether it came before or not, it has no effect from now on.
-      if (command.sequence < lowest) return { status: CommandStatus.stale, version: 0, revision: 0 }
-      if (first !== undefined) return first
-      this.#lowWaters.set(place, Math.max(lowest, lowWater))
-      const key = Buffer.from(command.key).toString('utf8')
-      const before = this.values.get(key)
-      const version = before?.version ?? 0
-      const revision = before?.revision ?? 0
-      const shardRevision = this.#revisions.get(command.shard) ?? 0
-      let answer: CommandResult
-      if (
-        (command.ifVersion !== undefined && command.ifVersion !== version) ||
-        (command.ifRevision !== undefined && command.ifRevision !== revision)
-      ) {
-        answer = { status: CommandStatus.conditionFailed, version, revision }
-      } else if (command.value === null && before === undefined) {
-        answer = { status: CommandStatus.absent, version: 0, revision: shardRevision }
-      } else {
-        const raised = shardRevision + 1
-        this.#revisions.set(command.shard, raised)
-        const writes = this.writes.get(key) ?? []
-        writes.push({ index, revision: raised, version: command.value === null ? 0 : version + 1 })
-        this.writes.set(key, writes)
-        if (command.value === null) {
-          this.values.delete(key)
-          const deletes = this.deletes.get(key) ?? new Set()
-          deletes.add(raised)
-          this.deletes.set(key, deletes)
-          answer = { status: CommandStatus.ok, version: 0, revision: raised }
-        } else {
-          const value = toLatin1(command.value)
-          this.values.set(key, { version: version + 1, revision: raised, value, shard: command.shard })
-          answer = { status: CommandStatus.ok, version: version + 1, revision: raised }
-          const effects = this.puts.get(`${key} ${value}`) ?? []
-          effects.push({ index, version: version + 1, revision: raised })
-          this.puts.set(`${key} ${value}`, effects)
-        }
+      if (command.sequence < lowest) return { answer: { status: CommandStatus.stale, version: 0, revision: 0, told: undefined }, isRepeat }
+      if (first !== undefined) {
+        // What had no effect is not kept with all that it told.
+        const isKept = first.answer.told === undefined || first.effects.length > 0
+        return { answer: isKept ? first.answer : { status: CommandStatus.again, version: 0, revision: 0, told: undefined }, isRepeat }
       }
-      this.#answers.set(request, answer)
-      return answer
+      this.#lowWaters.set(place, Math.max(lowest, lowWater))
+      const { answer, changes } = this.#execute(command)
+      const effects = this.#change(index, command.shard, changes)
+      this.requests.set(name, { index, answer, effects })
+      return { answer, isRepeat }
     })
+  }
+
+  /** Makes the changes (null deletes), which share a revision. */
+  #change(index: number, shard: number, changes: ReadonlyMap<string, Held | null>): Effect[] {
+    if (changes.size === 0) return []
+    const revision = this.#revisionOf(shard) + 1
+    this.#revisions.set(shard, revision)
+    return [...changes].map(([key, held]) => {
+      const effect: Effect = { key, index, revision, version: held?.version ?? 0, value: held?.value ?? null }
+      if (held === null) this.values.delete(key)
+      else this.values.set(key, { ...held, revision, shard })
+      const writes = this.writes.get(key)
+      if (writes === undefined) this.writes.set(key, [effect])
+      else writes.push(effect)
+      return effect
+    })
+  }
+
+  #revisionOf(shard: number): number {
+    return this.#revisions.get(shard) ?? 0
+  }
+
+  #execute(command: Command): { answer: KnownAnswer; changes: ReadonlyMap<string, Held | null> } {
+    const { type, shard, fence } = command
+    const without = (status: CommandStatus, version: number, revision: number, told?: string) => ({
+      answer: { status, version, revision, told },
+      changes: new Map<string, Held | null>(),
+    })
+    if (fence !== undefined) {
+      const guard = this.values.get(keyText(fence.key))
+      if ((guard?.revision ?? 0) !== fence.revision) return without(CommandStatus.fenced, guard?.version ?? 0, guard?.revision ?? 0)
+    }
+    const raised = this.#revisionOf(shard) + 1
+    if (type === CommandType.transaction) {
+      const { told, changes } = this.#transact(readTransaction(command.value!), raised)
+      const revision = changes.size === 0 ? raised - 1 : raised
+      return { answer: { status: CommandStatus.ok, version: 0, revision, told }, changes }
+    }
+    const key = keyText(command.key)
+    const before = this.values.get(key)
+    const version = before?.version ?? 0
+    const revision = before?.revision ?? 0
+    if ((command.ifVersion ?? version) !== version || (command.ifRevision ?? revision) !== revision) {
+      return without(CommandStatus.conditionFailed, version, revision)
+    }
+    switch (type) {
+      case CommandType.put: {
+        const held = { version: version + 1, value: toLatin1(command.value!) }
+        return { answer: { status: CommandStatus.ok, version: version + 1, revision: raised, told: undefined }, changes: new Map([[key, held]]) }
+      }
+      case CommandType.delete:
+        if (before === undefined) return without(CommandStatus.absent, 0, raised - 1)
+        return { answer: { status: CommandStatus.ok, version: 0, revision: raised, told: undefined }, changes: new Map([[key, null]]) }
+      case CommandType.increment: {
+        const text = before?.value ?? '0'
+        const isNumber = number.test(text) && BigInt(text) >= least && BigInt(text) <= greatest
+        if (!isNumber) return without(CommandStatus.notANumber, version, revision)
+        const sum = BigInt(text) + decodeInteger(command.value!)
+        if (sum < least || sum > greatest) return without(CommandStatus.outOfRange, version, revision)
+        const held = { version: version + 1, value: sum.toString() }
+        return { answer: { status: CommandStatus.ok, version: version + 1, revision: raised, told: held.value }, changes: new Map([[key, held]]) }
+      }
+      default:
+        return type satisfies never
+    }
+  }
+
+  #transact({ wantsResults, compares, branches }: Transaction, raised: number): { told: string | undefined; changes: Map<string, Held | null> } {
+    const succeeded = compares.every((compare) => this.#holds(compare))
+    const changes = new Map<string, Held | null>()
+    const steps = branches[succeeded ? 0 : 1].map(({ kind, key: bytes, value }) => {
+      const key = keyText(bytes)
+      const change = changes.get(key)
+      const stored = this.values.get(key)
+      const now = change === undefined ? stored && { ...stored } : change && { ...change, revision: raised }
+      switch (kind) {
+        case StepKind.put: {
+          const version = (now?.version ?? 0) + 1
+          changes.set(key, { version, value: toLatin1(value!) })
+          return version
+        }
+        case StepKind.delete:
+          if (stored === undefined) changes.delete(key)
+          else changes.set(key, null)
+          return now !== undefined && now !== null
+        case StepKind.get:
+          return now && { version: now.version, revision: now.revision, value: now.value }
+        default:
+          return kind satisfies never
+      }
+    })
+    return { told: wantsResults ? describeSteps(succeeded, steps) : undefined, changes }
+  }
+
+  #holds({ key, version, revision, value, isAbsent }: KeyCondition): boolean {
+    const stored = this.values.get(keyText(key))
+    return (
+      (version ?? stored?.version ?? 0) === (stored?.version ?? 0) &&
+      (revision ?? stored?.revision ?? 0) === (stored?.revision ?? 0) &&
+      (value === undefined || toLatin1(value) === stored?.value) &&
+      (isAbsent ?? stored === undefined) === (stored === undefined)
+    )
   }
 }

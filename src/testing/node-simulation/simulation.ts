@@ -7,7 +7,6 @@
 
 import { fromLatin1 } from '../../base/bytes.js'
 import { metaGroup } from '../../engine/command.js'
-import type { KeyValue, ReadPosition } from '../../engine/kv.js'
 import type { Replica } from '../../engine/replica.js'
 import { type ClusterMap, decodeClusterMap, makeClusterMap } from '../../shard/cluster-map.js'
 import { mapKey } from '../../shard/map-keeper.js'
@@ -16,10 +15,10 @@ import { InvariantViolation } from '../simulation/invariants.js'
 import { NodeInvariants } from './checker.js'
 import { NodeFaults } from './faults.js'
 import { NodeHealing } from './healing.js'
-import { stateAt } from './known-order.js'
 import { SimulatedNetwork } from './network.js'
 import { observe } from './observers.js'
 import { drawNodePlan, type NodePlan } from './plan.js'
+import { RequestLedger } from './requests.js'
 import { Seams } from './seams.js'
 import { describeError, type NodeEnvironment, SimulatedNode } from './simulated-node.js'
 import { NodeWorkload } from './workload.js'
@@ -72,6 +71,7 @@ class NodeSimulation {
   readonly nodes: readonly SimulatedNode[]
   readonly checker: NodeInvariants
   readonly history: History
+  readonly requests: RequestLedger
   readonly faults: Record<string, number> = {}
   readonly #replicas = new Map<string, { life: number; replicas: Replica[] }>()
   readonly #onLine: ((line: string) => void) | undefined
@@ -94,6 +94,7 @@ class NodeSimulation {
     this.foundingMap = makeClusterMap(bootstrap)
     this.checker = new NodeInvariants(this.foundingMap.groups, this.world)
     this.history = new History({ runtime: { ...unusedRuntime, nowMs: () => this.world.nowUs / 1000 } })
+    this.requests = new RequestLedger(this.world, this.checker, this.history)
     const clocks = this.world.stream('clocks')
     const environment: NodeEnvironment = {
       world: this.world,
@@ -130,6 +131,7 @@ class NodeSimulation {
       },
       onReplica: (name, replica) => this.#onReplica(byName.get(name)!, replica),
     })
+    this.requests.observe(this.seams)
     plant?.(this.seams)
   }
 
@@ -140,18 +142,6 @@ class NodeSimulation {
     } catch {
       // The world knows.
     }
-  }
-
-  /** K5: whatever its consistency, a read shows what the log says of the state that it claims to reflect. */
-  #checkRead(key: string, found: KeyValue | undefined, position: ReadPosition | undefined): void {
-    if (position === undefined) return this.#violation('K5', `a read of ${key} does not say what it reflects`)
-    const writes = this.checker.group(position.group).reference.writes.get(key) ?? []
-    const wanted = stateAt(writes, position.index)
-    if (found?.version === wanted?.version && found?.revision === wanted?.revision) return
-    this.#violation(
-      'K5',
-      `a read of ${key} at index ${position.index} of group ${position.group} gives version ${found?.version}, the log says ${wanted?.version}`,
-    )
   }
 
   #onReplica(node: SimulatedNode, replica: Replica): void {
@@ -190,7 +180,6 @@ class NodeSimulation {
         world,
         history: this.history,
         home: (client) => this.nodes[plan.clients[client]! % this.nodes.length]!,
-        onRead: (key, found, position) => this.#checkRead(key, found, position),
         violation: (invariant, message) => this.#violation(invariant, message),
         trace: this.trace,
       },
@@ -214,6 +203,7 @@ class NodeSimulation {
       members: this.members,
       checker: this.checker,
       workload,
+      requests: this.requests,
       history: this.history,
       map: this.map,
       replicas: this.replicas,

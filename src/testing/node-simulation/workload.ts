@@ -4,9 +4,9 @@
  * Invariants: 1. the value of each put is unique, so that what a read shows and what the log holds can be traced to one operation; 2. an operation whose process dies stays of unknown outcome.
  */
 import { ClosedError, ConditionFailedError, OutcomeUnknownError, OverloadedError, UnavailableError } from '../../base/errors.js'
-import type { KeyValue, KV, ReadPosition } from '../../engine/kv.js'
-import { type History, type Operation, recordHistory } from '../history.js'
-import type { PlannedOperation } from './plan.js'
+import type { BatchOperation, KV, TxnOperation } from '../../engine/kv.js'
+import { type History, recordHistory } from '../history.js'
+import { countersFrom, keysPerTag, type PlannedOperation, type PlannedStep } from './plan.js'
 import { describeError, type SimulatedNode } from './simulated-node.js'
 import type { SimulatedProcess, World } from './world.js'
 
@@ -15,23 +15,17 @@ export interface WorkloadEnvironment {
   readonly history: History
   /** The node of a client. */
   home(client: number): SimulatedNode
-  /** A read was answered, from a state at this position. */
-  onRead(key: string, found: KeyValue | undefined, position: ReadPosition | undefined): void
   violation(invariant: string, message: string): void
   trace(node: string, event: string, detail?: string): void
 }
 
-export const keyName = (number: number): string => `key-${number}`
-
-/** A put with its line in the history. */
-export interface RecordedPut {
-  readonly operation: Operation
-  readonly key: string
-  readonly value: string
+/** The name of a key: plain, with the tag that it shares with others, or of a counter. */
+export function keyName(number: number): string {
+  if (number >= countersFrom) return `counter-${number - countersFrom}`
+  return number < keysPerTag ? `key-${number}` : `{tag-${Math.floor(number / keysPerTag)}}-${number % keysPerTag}`
 }
 
 export class NodeWorkload {
-  readonly puts: RecordedPut[] = []
   readonly counts: Record<string, number> = {}
   readonly #environment: WorkloadEnvironment
   /** By client: the versions that it saw last, by key. */
@@ -102,6 +96,11 @@ export class NodeWorkload {
     return versions
   }
 
+  #step({ kind, key }: PlannedStep, { client, valueBytes }: PlannedOperation, number: number): TxnOperation {
+    if (kind === 'put') return { put: keyName(key), value: uniqueValue(client, number, valueBytes) }
+    return kind === 'get' ? { get: keyName(key) } : { delete: keyName(key) }
+  }
+
   async #run(kv: KV, operation: PlannedOperation, number: number, process: { schedule(delayMs: number, task: () => void): void }): Promise<void> {
     const { client, op, keys, valueBytes, condition, consistency, timeoutMs, abortAfterMs } = operation
     const versions = this.#versions(client)
@@ -117,9 +116,7 @@ export class NodeWorkload {
     try {
       switch (op) {
         case 'get': {
-          let position: ReadPosition | undefined
-          const found = await kv.get(keyName(key), { ...wait, consistency, onPosition: (told) => (position = told) })
-          this.#environment.onRead(keyName(key), found, position)
+          const found = await kv.get(keyName(key), { ...wait, consistency })
           if (consistency !== 'stale') versions.set(key, found?.version ?? 0)
           return
         }
@@ -130,13 +127,44 @@ export class NodeWorkload {
           return
         }
         case 'put': {
-          const value = uniqueValue(client, number, valueBytes)
-          const answer = kv.put(keyName(key), value, { ...wait, ...ifVersion })
-          this.puts.push({ operation: this.#environment.history.operations.at(-1)!, key: keyName(key), value })
-          const { version } = await answer
+          const { version } = await kv.put(keyName(key), uniqueValue(client, number, valueBytes), { ...wait, ...ifVersion })
           versions.set(key, version)
           return
         }
+        case 'txn': {
+          const compare = condition === 'none' ? [] : [{ key: keyName(key), version: ifVersion.ifVersion }]
+          const branches = [operation.steps, operation.otherwise].map((steps) => steps.map((step) => this.#step(step, operation, number)))
+          const { succeeded, results } = await kv.txn({ if: compare, then: branches[0]!, else: branches[1]! }, wait)
+          this.#count(succeeded ? 'txn-then' : 'txn-else')
+          for (const [position, step] of (succeeded ? operation.steps : operation.otherwise).entries()) {
+            const result = results[position]
+            versions.set(step.key, result !== undefined && 'version' in result ? result.version : 0)
+          }
+          return
+        }
+        case 'batch':
+          await kv.batch(
+            operation.steps.map((step) => this.#step(step, operation, number) as BatchOperation),
+            wait,
+          )
+          return
+        case 'increment':
+          versions.set(key, (await kv.increment(keyName(key), (number % 7) - 2, { ...wait, ...ifVersion })).version)
+          return
+        case 'getOrPut':
+          versions.set(key, (await kv.getOrPut(keyName(key), uniqueValue(client, number, valueBytes), wait)).version)
+          return
+        case 'update': {
+          const value = uniqueValue(client, number, valueBytes)
+          let attempts = 0
+          // Each attempt writes a value of its own; now and then it deletes, or leaves things as they are.
+          const change = () => (number % 5 === 0 ? null : number % 7 === 0 ? undefined : `${value}!${attempts++}`)
+          versions.set(key, (await kv.update(keyName(key), change, wait))?.version ?? 0)
+          return
+        }
+        case 'count':
+          await kv.count({ gte: keyName(key), limit: keys[1]!, ...wait, consistency })
+          return
         case 'delete':
           await kv.delete(keyName(key), { ...wait, ...ifVersion })
           versions.set(key, 0)
