@@ -174,11 +174,11 @@ export class NodeHealing {
     checker.reach(`served-within-${[1, 2, 4, 8, 16, 32].find((limit) => timeouts <= limit) ?? 'more'}-election-timeouts`)
   }
 
-  /** A key in a shard of the group at this place. */
+  /** A key in a shard of the group at this place; before all keys of the workload, so that no scan of it comes upon what is in no history. */
   #keyOf(group: number): string {
     const { plan } = this.#environment
     for (let number = 0; ; number++) {
-      const key = `fresh-${number}`
+      const key = `a-fresh-${number}`
       if (shardOf(Buffer.from(key), plan.shards) % plan.groups === group) return key
     }
   }
