@@ -115,8 +115,13 @@ export class RequestLedger {
         return this.#askedWrite(process, operation, lines)
       case 'read':
         return this.#askedRead(operation)
-      default:
+      case 'scan':
         return this.#askedScan(operation)
+      case 'watch':
+        // What a watch tells is checked by those who watch: many answers make up what it promises.
+        return operation
+      default:
+        return operation satisfies never
     }
   }
 
