@@ -50,7 +50,8 @@ export class ClusterLab extends NodeLab implements Lab {
         requestTimeoutMs: foreverMs,
         openTimeoutMs: foreverMs,
         attemptTimeoutMs: unreliable ? 100 : 1000,
-        tuning: { flushAfterMs, snapshotChunkBytes: 1024, ...(maxRaftState === null ? {} : { compactLogBytes: maxRaftState }) },
+        // The lab's service keeps no history for watches, which would be most of a snapshot of one key.
+        tuning: { flushAfterMs, snapshotChunkBytes: 1024, historyBytes: 0, ...(maxRaftState === null ? {} : { compactLogBytes: maxRaftState }) },
       },
     })
     this.network = unreliable ? 'unreliable' : 'reliable'
