@@ -8,9 +8,12 @@
  *   outcome is unknown and its author gives up, it may still arrive and hold a lock for nobody, until its lease is over. `removeTraces` shuts that door: it puts a free record
  *   under the key, and leaves it there for the next user to delete. So what may stay behind for good is one small record for each acquisition that ended in such doubt, and
  *   for each holder or waiter that died, until somebody uses the same name again.
+ *
+ * A lock with a `{tag}` in its name has a guard beside the record (guard.ts): the writes that grant the lock and end a grant are transactions over both.
  */
 import { ConditionFailedError, OutcomeUnknownError, OverloadedError, type QuorateError, UnavailableError } from '../base/errors.js'
 import type { KV } from '../engine/kv.js'
+import { guardKeyOf } from './guard.js'
 import { decodeRecord, encodeRecord, freeRecord, type LockRecord } from './record.js'
 
 /** What a read has shown. Revision 0: the key is absent, which reads as a free record. */
@@ -38,10 +41,13 @@ export interface CellOptions {
 export class LockCell {
   readonly #kv: KV
   readonly #key: string
+  /** Null: this lock has no guard (guard.ts). */
+  readonly guardKey: string | null
 
   constructor(kv: KV, key: string) {
     this.#kv = kv
     this.#key = key
+    this.guardKey = guardKeyOf(key)
   }
 
   /** Trouble of the store that may pass is a result; an abort and errors that will not pass are thrown. */
@@ -60,13 +66,31 @@ export class LockCell {
   async write(before: CellState, change: (record: LockRecord) => LockRecord, options: CellOptions, keep = false): Promise<CellWrite> {
     const conditions = { ifRevision: before.revision, ...options }
     const record = change(settled(before))
+    const value = record.holder === null && record.waiters.length === 0 && !keep ? null : encodeRecord(record)
+    const written = (revision: number): CellWrite => ({
+      type: 'written',
+      state: value === null ? { record: freeRecord, revision: 0 } : { record, revision },
+    })
+    // Only the acquiring write has no token yet (record.ts, 3).
+    const isGrant = record.holder?.token === 0
+    const isEnd = record.holder === null && before.record.holder !== null
     try {
-      if (record.holder === null && record.waiters.length === 0 && !keep) {
-        await this.#kv.delete(this.#key, conditions)
-        return { type: 'written', state: { record: freeRecord, revision: 0 } }
+      if (this.guardKey !== null && (isGrant || isEnd)) {
+        const { succeeded, revision } = await this.#kv.txn(
+          {
+            if: [{ key: this.#key, revision: before.revision }],
+            then: [
+              value === null ? { delete: this.#key } : { put: this.#key, value },
+              isGrant ? { put: this.guardKey, value: '' } : { delete: this.guardKey },
+            ],
+          },
+          options,
+        )
+        return succeeded ? written(revision) : { type: 'conflict' }
       }
-      const { revision } = await this.#kv.put(this.#key, encodeRecord(record), conditions)
-      return { type: 'written', state: { record, revision } }
+      if (value !== null) return written((await this.#kv.put(this.#key, value, conditions)).revision)
+      await this.#kv.delete(this.#key, conditions)
+      return written(0)
     } catch (error) {
       if (error instanceof ConditionFailedError) return { type: 'conflict' }
       if (error instanceof OutcomeUnknownError) return { type: 'doubt', error }

@@ -8,8 +8,10 @@
  */
 import { ClosedError } from '../base/errors.js'
 import type { Cancel } from '../base/runtime.js'
+import type { Fence } from '../engine/kv.js'
 import { type CellState, type LockCell, tokenOf } from './cell.js'
 import { LockLostError, type LockLostReason, LockNotHeldError } from './errors.js'
+import { guardOf } from './guard.js'
 import { marginMs } from './observation.js'
 import { conflictDelayMs, pause, troubleDelayMs } from './poll.js'
 import { withBeat, withoutNonce } from './record.js'
@@ -70,6 +72,10 @@ export class HeldLock implements LockHandle {
     this.#checkLease()
     if (this.#lost.signal.aborted) throw this.#lost.signal.reason
     if (this.#released !== null) throw new LockNotHeldError(this.name)
+  }
+
+  guard(): Fence {
+    return guardOf(this.name, this.#cell.guardKey, this.token)
   }
 
   release(): Promise<ReleaseResult> {

@@ -1,4 +1,5 @@
 /** The public face of the lock layer. */
+import type { Fence } from '../engine/kv.js'
 import type { LockLostError } from './errors.js'
 
 export interface AcquireOptions {
@@ -32,6 +33,14 @@ export interface LockHandle extends AsyncDisposable {
   readonly held: boolean
   /** Throws LockLostError when the lock was lost, LockNotHeldError when it was released. */
   assertHeld(): void
+  /**
+   * The condition that this very grant still stands, for the writes of what the lock protects: the store refuses them (ConditionFailedError `FENCED`) once the lock was given back, lost to another
+   * or taken over, however late they arrive. For keys in the shard of the lock: the lock's name must have a `{tag}`, and the keys the same one, or this throws InvalidArgumentError.
+   *
+   * @example
+   * await locks.lock('{order 7}').run(({ handle }) => kv.put('{order 7}/state', 'paid', { fence: handle.guard() }))
+   */
+  guard(): Fence
   /**
    * Gives the lock back. Never rejects, and may be called again: the result is the same. When the store does not answer it tries until the lease is over.
    *

@@ -32,6 +32,9 @@ const expectedCodes = new Set(['LOCK_TIMEOUT', 'UNAVAILABLE', 'TIMEOUT', 'OUTCOM
 async function runSeed(seed: number): Promise<Outcome> {
   const world = new World(seed)
   const { runtime } = world
+  // Half of the seeds with a lock that has a guard.
+  const name = seed % 2 === 0 ? '{l}' : 'l'
+  const guardKey = Buffer.from(`quorate/guard/quorate/lock/${name}`)
   const plan = runtime.stream('plan')
   const failures: string[] = []
   const fail = (invariant: string, text: string) => failures.push(`${invariant}: ${text} (seed ${seed}, at ${runtime.nowMs()} ms)`)
@@ -108,6 +111,8 @@ async function runSeed(seed: number): Promise<Outcome> {
   const use = async (client: WorldClient, handle: LockHandle, chance: ReturnType<typeof runtime.stream>) => {
     outcome.grants++
     if (!handle.held && !handle.signal.aborted) fail('L1', 'a handle neither held nor lost')
+    // The store's own view of the fence: it stands exactly as long as the grant that the record names.
+    if (name !== 'l' && (world.store.read(guardKey)?.revision ?? 0) !== Number(holder?.token ?? 0)) fail('L2', 'the guard is not that of the holder')
     if (handle.token > greatestToken) fail('L1', 'a token that no write has')
     if (grants.has(handle.token)) fail('L1', `token ${handle.token} was handed out twice`)
     const seen: GrantSeen = { client: client.name, token: handle.token, fromMs: runtime.nowMs(), heldUntilMs: runtime.nowMs(), over: false }
@@ -143,7 +148,7 @@ async function runSeed(seed: number): Promise<Outcome> {
       if (givesUp && chance.chance(0.3)) client.process.schedule(chance.between(0, ttlMs), () => controller.abort(new Error('planned abort')))
       try {
         const options = { timeoutMs, signal: controller.signal }
-        const handle = chance.chance(0.2) ? await client.locks.tryAcquire('l', options) : await client.locks.acquire('l', options)
+        const handle = chance.chance(0.2) ? await client.locks.tryAcquire(name, options) : await client.locks.acquire(name, options)
         if (handle !== null) await use(client, handle, chance)
       } catch (error) {
         const { code, message } = error as { code?: string; message: string }
@@ -203,16 +208,19 @@ async function runSeed(seed: number): Promise<Outcome> {
   // L5: when faults have stopped, everybody who lives gets the lock, in bounded time, whatever the dead have left behind.
   for (const client of living) {
     const startMs = runtime.nowMs()
-    const handle = await runtime.settle(client.locks.acquire('l'), { maxSimulatedMs: 600_000 })
+    const handle = await runtime.settle(client.locks.acquire(name), { maxSimulatedMs: 600_000 })
     const elapsedMs = runtime.nowMs() - startMs
     if (elapsedMs > ttlMs * 1.2 + 12_000) fail('L5', `waited ${elapsedMs} ms after the faults`)
     await runtime.settle(use(client, handle, runtime.stream(`last of ${client.name}`)))
   }
   // L6: whatever ended in doubt has left neither a holder nor a living waiter behind.
   await runtime.settle(Promise.all(living.map((client) => client.locks.close())))
-  const left = world.record()
+  const left = world.record(name)
   if (left.holder !== null) fail('L6', `${left.holder.label} is still the holder`)
   for (const waiter of left.waiters) fail('L6', `${waiter.label} still waits`)
+
+  const guard = world.store.read(guardKey)
+  if (guard !== undefined) fail('L6', 'the guard of a grant is still there')
 
   // L1: one holder at a time, as the holders themselves saw it, in the one true time.
   intervals.sort((left, right) => left.fromMs - right.fromMs)

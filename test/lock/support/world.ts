@@ -38,7 +38,8 @@ export class World {
   constructor(seed: number) {
     this.runtime = new SimulatedRuntime({ seed })
     this.store = new ModelStore({
-      onWrite: ({ value, revision }) => {
+      onWrite: ({ key, value, revision }) => {
+        if (!new TextDecoder().decode(key).startsWith('quorate/lock/')) return
         const change = { atMs: this.runtime.nowMs(), revision, record: value === undefined ? freeRecord : decodeRecord(value) }
         this.changes.push(change)
         this.onChange(change)
