@@ -4,7 +4,7 @@ import { Writer } from '../../../src/base/codec.js'
 import { systemRuntime } from '../../../src/base/runtime.js'
 import { type Command, type CommandResult, shardOf, writeBatchHeader, writeCommand } from '../../../src/engine/command.js'
 import { type Database, openLevel } from '../../../src/engine/database.js'
-import { KvMachine } from '../../../src/engine/kv-machine.js'
+import { KvMachine, type KvMachineOptions } from '../../../src/engine/kv-machine.js'
 import { decodeRecord, RecordType } from '../../../src/engine/records.js'
 import { StateStore } from '../../../src/engine/state-store.js'
 import { withFolder } from '../../support/folders.js'
@@ -30,10 +30,12 @@ export class MachineFixture {
   store!: StateStore
   machine!: KvMachine
   readonly #database: Database
+  readonly #options: KvMachineOptions
   #index = 0
 
-  constructor(database: Database) {
+  constructor(database: Database, options: KvMachineOptions) {
     this.#database = database
+    this.#options = options
   }
 
   async open(): Promise<void> {
@@ -53,7 +55,7 @@ export class MachineFixture {
       },
     })
     await this.store.open()
-    machine = new KvMachine(this.store)
+    machine = new KvMachine(this.store, this.#options)
     this.machine = machine
   }
 
@@ -87,10 +89,10 @@ export class MachineFixture {
   }
 }
 
-export async function withMachine(run: (fixture: MachineFixture) => Promise<void> | void): Promise<void> {
+export async function withMachine(run: (fixture: MachineFixture) => Promise<void> | void, options: KvMachineOptions = {}): Promise<void> {
   await withFolder(async (folder) => {
     const database = await openLevel(join(folder, 'state'), { cacheBytes: 1024 * 1024, writeBufferBytes: 64 * 1024 })
-    const fixture = new MachineFixture(database)
+    const fixture = new MachineFixture(database, options)
     try {
       await fixture.open()
       await run(fixture)
