@@ -130,7 +130,9 @@ describe('watches on a cluster under faults', () => {
             const note = (key: string, { revision }: { revision: number }) =>
               acknowledged.add(`${shardOf(Buffer.from(key), shards)}/${String(revision).padStart(6, '0')} ${key}=${value}`)
             if (at % 4 === 3) {
-              const keys = ['x', 'y', 'z'].map((name) => `{t${random.integer(0, 5)}}`.concat(name)).filter((key, _at, all) => key.slice(0, 4) === all[0]!.slice(0, 4))
+              const keys = ['x', 'y', 'z']
+                .map((name) => `{t${random.integer(0, 5)}}`.concat(name))
+                .filter((key, _at, all) => key.slice(0, 4) === all[0]!.slice(0, 4))
               const result = await writer!.kv.batch(keys.map((key) => ({ put: key, value })))
               for (const key of keys) note(key, result)
             } else if (at % 7 === 6) {
@@ -147,7 +149,10 @@ describe('watches on a cluster under faults', () => {
           while (done < all) {
             const id = ids[random.integer(0, ids.length - 1)]!
             if (random.chance(0.5)) network.crash(id)
-            await nodes.get(id)!.close().catch(() => {})
+            await nodes
+              .get(id)!
+              .close()
+              .catch(() => {})
             nodes.set(id, await open(id))
             const until = Math.min(done + 50, all)
             while (done < until) await new Promise((resolve) => setTimeout(resolve, 5))
@@ -169,7 +174,8 @@ describe('watches on a cluster under faults', () => {
         // Complete: what was told leads to what is there.
         const replayed = new Map<string, string>()
         for (const event of steady.events) {
-          if (event.type === 'put') replayed.set(Buffer.from(event.key).toString(), `${Buffer.from(event.value)} v${event.version} r${event.revision}`)
+          if (event.type === 'put')
+            replayed.set(Buffer.from(event.key).toString(), `${Buffer.from(event.value)} v${event.version} r${event.revision}`)
           else replayed.delete(Buffer.from(event.key).toString())
         }
         const present = new Map<string, string>()
@@ -223,7 +229,8 @@ describe('watches on a cluster under faults', () => {
         await cluster.stop('n3')
         for (let at = 0; at < 400; at++) await writer.kv.put(at % 10 === 0 ? 'k' : `other${at % 7}`, `${at} ${'x'.repeat(200)}`)
         const late = await cluster.start('n3', { tuning })
-        const target = () => Math.max(...[...cluster.nodes.values()].map((node) => node.status().groups.find(({ group }) => group === 1)!.commitIndex))
+        const target = () =>
+          Math.max(...[...cluster.nodes.values()].map((node) => node.status().groups.find(({ group }) => group === 1)!.commitIndex))
         const own = () => late.status().groups.find(({ group }) => group === 1)!
         while (own().appliedIndex < target()) await new Promise((resolve) => setTimeout(resolve, 5))
         // It leads now, whatever it takes.

@@ -17,7 +17,9 @@ let sequence = 0
 
 function put(fixture: MachineFixture, key: string, value: string): void {
   sequence++
-  fixture.apply(encodeCommands(1, sequence, [{ type: CommandType.put, sequence, shard: shardOfKey(key), key: Buffer.from(key), value: Buffer.from(value) }]))
+  fixture.apply(
+    encodeCommands(1, sequence, [{ type: CommandType.put, sequence, shard: shardOfKey(key), key: Buffer.from(key), value: Buffer.from(value) }]),
+  )
 }
 
 function remove(fixture: MachineFixture, key: string): void {
@@ -267,12 +269,30 @@ describe('WatchPolls', () => {
       const quiet = shardOfKey('quiet')
       for (let each = 0; each < 300; each++) put(fixture, 'busy', 'x'.repeat(10_000))
       put(fixture, 'quiet', 'here')
-      const first = ask(fixture, everything([{ shard: busy, after: 0 }, { shard: quiet, after: 0 }], keyOnly('quiet')))
+      const first = ask(
+        fixture,
+        everything(
+          [
+            { shard: busy, after: 0 },
+            { shard: quiet, after: 0 },
+          ],
+          keyOnly('quiet'),
+        ),
+      )
       expect(first.events).to.deep.equal([])
       const { position } = first.page!.sections[0]!
       expect(position).to.be.within(50, 200)
       // The order of the positions is the order in which they are looked at.
-      const second = ask(fixture, everything([{ shard: quiet, after: 0 }, { shard: busy, after: position }], keyOnly('quiet')))
+      const second = ask(
+        fixture,
+        everything(
+          [
+            { shard: quiet, after: 0 },
+            { shard: busy, after: position },
+          ],
+          keyOnly('quiet'),
+        ),
+      )
       expect(second.events).to.deep.equal(['1 quiet=here v1'])
     }))
 
