@@ -2,7 +2,9 @@
  * Known bugs between the caller and the state machine, put back by the seams: what makes a key-value store lie to its clients though its consensus is sound. Each breaks one of K1 to K6.
  */
 import { OutcomeUnknownError, UnavailableError } from '../../base/errors.js'
+import { CommandStatus } from '../../engine/command.js'
 import { KvMachine } from '../../engine/kv-machine.js'
+import { SessionRecord } from '../../engine/session-record.js'
 import type { RecordCursor } from '../../engine/state-store.js'
 import { StateStore } from '../../engine/state-store.js'
 import { ValueRecord } from '../../engine/value-record.js'
@@ -85,6 +87,28 @@ export const clientMutations: readonly NodeMutation[] = [
             if (before?.revision === revision && before.key !== key && before.key.slice(0, keyAt) === key.slice(0, keyAt)) return
           }
           return set.call(this, key, record)
+        }
+      })
+    },
+  },
+  {
+    name: 'unchanged-transaction-forgotten',
+    description: 'That a transaction which changed nothing is over is not written down: a late copy of it is done after all (K3)',
+    plant: (seams) => {
+      seams.replace(SessionRecord, 'complete', (complete) => {
+        return function (sequence, result) {
+          if (result.status !== CommandStatus.again) complete.call(this, sequence, result)
+        }
+      })
+    },
+  },
+  {
+    name: 'results-not-kept',
+    description: 'What a transaction found is not kept with its effect: a retry is told that it was done, and not what (K3)',
+    plant: (seams) => {
+      seams.replace(SessionRecord, 'complete', (complete) => {
+        return function (sequence, { status, version, revision }) {
+          complete.call(this, sequence, { status, version, revision })
         }
       })
     },
