@@ -11,6 +11,7 @@ import { keepProcessAlive, type Runtime, systemRuntime } from './base/runtime.js
 import { defaultLimits, type Limits } from './engine/command.js'
 import { type OpenDatabase, openLevel } from './engine/database.js'
 import { defaultTuning } from './engine/engine.js'
+import { Expiry } from './engine/expiry.js'
 import type { KV } from './engine/kv.js'
 import { KvService } from './engine/kv-service.js'
 import { LocalEngine } from './engine/local-engine.js'
@@ -95,6 +96,7 @@ export class LocalStore extends EventEmitter<LocalEvents> {
   readonly locks: Locks
   readonly #engine: LocalEngine
   readonly #runner: JobRunner
+  readonly #expiry: Expiry
   readonly #newClient: () => KvClient
   readonly #clients: KvClient[] = []
   readonly #letGo: () => void
@@ -108,6 +110,7 @@ export class LocalStore extends EventEmitter<LocalEvents> {
     const limits = { ...defaultLimits, ...options.limits }
     this.#engine = engine
     const service = new KvService({ host: engine, messenger: noMessenger, ownership: router, limits, runtime })
+    this.#expiry = new Expiry({ runtime, source: engine, ownership: router, sessionTtlMs: defaultTuning.sessionTtlMs })
     const bounds = { requestTimeoutMs, maxWaitingOperations: 100_000, maxWaitingBytes: 64 * 1024 * 1024 }
     // Nothing gets lost on the way: no attempt is ever repeated.
     const attemptTimeoutMs = Number.POSITIVE_INFINITY
@@ -151,6 +154,7 @@ export class LocalStore extends EventEmitter<LocalEvents> {
   fail(error: unknown): void {
     if (this.#failure !== null) return
     this.#failure = error
+    this.#expiry.close()
     for (const client of this.#clients) client.close(error)
     // What a listener throws is the application's to see, and must not keep callers from their answers.
     queueMicrotask(() => this.emit('failure', error))
@@ -167,6 +171,7 @@ export class LocalStore extends EventEmitter<LocalEvents> {
       await this.#runner.close()
       await this.locks.close()
     } finally {
+      this.#expiry.close()
       for (const client of this.#clients) client.close()
       await this.#engine.close().finally(() => this.#letGo())
     }

@@ -173,8 +173,8 @@ async function openMember(options: MemberOptions): Promise<Node> {
 }
 
 function clientBounds(options: CommonOptions): MemberSettings['client'] {
-  const { requestTimeoutMs = 10_000, attemptTimeoutMs = 1000 } = options
-  return { requestTimeoutMs, attemptTimeoutMs, maxWaitingOperations: 100_000, maxWaitingBytes: 64 * 1024 * 1024 }
+  const { requestTimeoutMs = 10_000, attemptTimeoutMs = 1000, tuning } = options
+  return { requestTimeoutMs, attemptTimeoutMs, sessionTtlMs: tuning?.sessionTtlMs, maxWaitingOperations: 100_000, maxWaitingBytes: 64 * 1024 * 1024 }
 }
 
 function watchPeers(messenger: Messenger, router: Router, client: KvClient): void {

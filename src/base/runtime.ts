@@ -11,6 +11,8 @@ export type Cancel = () => void
 export interface Runtime {
   /** Monotonic milliseconds, fractions included; only differences mean anything. */
   nowMs(): number
+  /** Milliseconds since 1970 as this machine believes. It may be wrong and may jump either way: nothing may rest on it. */
+  wallClockMs(): number
   /** Uniform in [0, 1). */
   random(): number
   /** Fresh unpredictable bytes, for ids. */
@@ -24,6 +26,7 @@ export interface Runtime {
 /** The real clock, random source and event loop. Timers keep no process alive by themselves. */
 export const systemRuntime: Runtime = {
   nowMs: () => performance.now(),
+  wallClockMs: () => Date.now(),
   random: () => Math.random(),
   randomBytes: (length) => new Uint8Array(randomBytes(length)),
   defer: (task) => {

@@ -6,6 +6,7 @@
  *
  * Invariants: 1. `checkBatch` accepts exactly what `readBatch` can apply: nothing malformed is ever proposed. 2. Every sequence is at least the low-water mark.
  */
+import { asBuffer } from '../base/bytes.js'
 import { Reader, type Writer } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
 import { integerBytes } from './integer.js'
@@ -24,7 +25,10 @@ export const metaShard = 0xfffe
 /** Bounds of what the meta group holds: the callers' limits are not for it. */
 const metaLimits: Limits = { maxKeyBytes: 256, maxValueBytes: 1024 * 1024, maxBatchOperations: 16, maxBatchBytes: 1024 * 1024 }
 
-const batchVersion = 1
+const batchVersion = 2
+/** Where the leader's stamp stands in every entry: six bytes after the first. */
+const stampAt = 1
+const stampBytes = 6
 export const CommandType = { put: 1, delete: 2, transaction: 3, increment: 4 } as const
 export type CommandType = (typeof CommandType)[keyof typeof CommandType]
 const typeMask = 0x0f
@@ -56,10 +60,18 @@ export interface Command {
   readonly fence: CommandFence | undefined
 }
 
-export interface CommandBatch {
+/** Whose requests a batch holds. */
+export interface BatchHead {
   readonly session: Uint8Array
+  /** When the session says that it began: a number of its own choice. What is of no later birth than a session that was forgotten comes too late (sessions.ts). */
+  readonly birth: number
   /** The session has the answer to every request below this sequence: their completion records may go. */
   readonly lowWater: number
+}
+
+export interface CommandBatch extends BatchHead {
+  /** The leader's time when it took the batch into its log; 0 before that. */
+  readonly stampMs: number
   readonly commands: Command[]
 }
 
@@ -82,8 +94,18 @@ export const defaultLimits: Limits = {
   maxBatchBytes: 4 * 1024 * 1024,
 }
 
-export function writeBatchHeader(writer: Writer, session: Uint8Array, lowWater: number, count: number): void {
-  writer.u8(batchVersion).raw(session).varint(lowWater).varint(count)
+export function writeBatchHeader(writer: Writer, { session, birth, lowWater }: BatchHead, count: number): void {
+  writer.u8(batchVersion).u16(0).u32(0).raw(session).varint(birth).varint(lowWater).varint(count)
+}
+
+/** Fills in the leader's time, in place. */
+export function stampEntry(entry: Uint8Array, timeMs: number): void {
+  asBuffer(entry).writeUIntBE(timeMs, stampAt, stampBytes)
+}
+
+/** Reads the leader's time at its place. */
+export function readStamp(reader: Reader): number {
+  return reader.u16() * 0x100000000 + reader.u32()
 }
 
 export function writeCommand(writer: Writer, command: Command, lowWater: number): void {
@@ -103,7 +125,9 @@ export function readBatch(bytes: Uint8Array): CommandBatch {
   const reader = new Reader(bytes)
   const version = reader.u8()
   if (version !== batchVersion) throw new CorruptionError(`unknown command version ${version}`, 'MALFORMED')
+  const stampMs = readStamp(reader)
   const session = reader.raw(sessionIdBytes)
+  const birth = reader.varint()
   const lowWater = reader.varint()
   const count = reader.count(4)
   const commands: Command[] = []
@@ -124,7 +148,7 @@ export function readBatch(bytes: Uint8Array): CommandBatch {
     commands.push({ type: type as CommandType, sequence, shard, key, value, ifVersion, ifRevision, fence })
   }
   reader.end()
-  return { session, lowWater, commands }
+  return { stampMs, session, birth, lowWater, commands }
 }
 
 /** Throws CorruptionError `MALFORMED` unless the batch may be proposed. */
@@ -197,6 +221,8 @@ export const CommandStatus = {
   tooLarge: 7,
   /** The request had no effect, and its answer was not kept or could not be given: to be asked again under another sequence. */
   again: 8,
+  /** Nothing was done: the session is of no later birth than one that the shard has forgotten. `revision` is the horizon, `version` the time up to which a request may have been forgotten. */
+  expired: 9,
 } as const
 export type CommandStatus = (typeof CommandStatus)[keyof typeof CommandStatus]
 
@@ -222,7 +248,7 @@ export function writeResult(writer: Writer, { status, version, revision, body }:
 export function readResult(reader: Reader): CommandResult {
   const head = reader.u8()
   const status = (head & ~bodyFlag) as CommandStatus
-  if (status > CommandStatus.again) throw new CorruptionError(`unknown status ${head}`, 'MALFORMED')
+  if (status > CommandStatus.expired) throw new CorruptionError(`unknown status ${head}`, 'MALFORMED')
   const version = reader.varint()
   const revision = reader.varint()
   return head & bodyFlag ? { status, version, revision, body: reader.bytes() } : { status, version, revision }

@@ -46,6 +46,11 @@ export interface EngineTuning {
   readonly cacheBytes: number
   /** Bytes of the latest writes that each group keeps for watchers to catch up with; beyond that they get CompactedError. */
   readonly historyBytes: number
+  /**
+   * A client that has written nothing in a shard for so long is forgotten there, by the group's own time: a repeat of an earlier write of its is refused from then on. Longer than any request is
+   * repeated, and than eight times `attemptTimeoutMs`. Default 10 minutes.
+   */
+  readonly sessionTtlMs: number
   /** A group's log is cut to half of this size when it is larger … */
   readonly compactLogBytes: number
   /** … or to half of so many entries when it has more. What live followers still need is kept up to twice as much. */
@@ -68,6 +73,7 @@ export const defaultTuning: EngineTuning = {
   flushAfterMs: 5000,
   cacheBytes: 64 * 1024 * 1024,
   historyBytes: 8 * 1024 * 1024,
+  sessionTtlMs: 600_000,
   compactLogBytes: 64 * 1024 * 1024,
   compactLogEntries: 1_000_000,
   snapshotChunkBytes: 256 * 1024,

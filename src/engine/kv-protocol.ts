@@ -8,7 +8,8 @@ import { CorruptionError } from '../base/errors.js'
 import { type CommandResult, readResult, writeResult } from './command.js'
 import type { ReadConsistency } from './kv.js'
 
-export const RequestKind = { write: 1, read: 2, scan: 3, watch: 4 } as const
+/** `time`: how far the group's log time is, as its leader knows. */
+export const RequestKind = { write: 1, read: 2, scan: 3, watch: 4, time: 5 } as const
 export type RequestKind = (typeof RequestKind)[keyof typeof RequestKind]
 
 export const ReplyStatus = {
@@ -52,9 +53,9 @@ export function readRequestHead(reader: Reader): Required<RequestHead> {
   const byte = reader.u8()
   const kind = byte & 15
   const consistency = byte >> 4
-  const isKnown = kind >= RequestKind.write && kind <= RequestKind.watch && consistency <= Consistency.stale
-  if (!isKnown || ((kind === RequestKind.write || kind === RequestKind.watch) && consistency > 0))
-    throw new CorruptionError(`unknown request kind ${byte}`, 'MALFORMED')
+  const isKnown = kind >= RequestKind.write && kind <= RequestKind.time && consistency <= Consistency.stale
+  const hasConsistency = kind === RequestKind.read || kind === RequestKind.scan
+  if (!isKnown || (!hasConsistency && consistency > 0)) throw new CorruptionError(`unknown request kind ${byte}`, 'MALFORMED')
   return { requestId, kind: kind as RequestKind, consistency: consistency as Consistency, group: reader.varint() }
 }
 
@@ -171,17 +172,25 @@ export function readScanPage(reader: Reader): ScanPage {
   return { entries, count, last, more, appliedIndex }
 }
 
+/** The answer to a request to write: a result for each command, or for those from the first on that an answer may hold, and the log time by which they are done. */
+export interface WriteResults {
+  readonly results: readonly CommandResult[]
+  readonly timeMs: number
+}
+
 /** Writes the results, those from the first on that fit into about `maxBytes`, but at least one. */
-export function writeResults(writer: Writer, results: readonly CommandResult[], maxBytes = Number.POSITIVE_INFINITY): void {
+export function writeResults(writer: Writer, { results, timeMs }: WriteResults, maxBytes = Number.POSITIVE_INFINITY): void {
   let count = 0
   for (let bytes = 0; count < results.length && (count === 0 || bytes <= maxBytes); count++) bytes += results[count]!.body?.length ?? 0
   writer.varint(count)
   for (let at = 0; at < count; at++) writeResult(writer, results[at]!)
+  writer.varint(timeMs)
 }
 
-export function readResults(reader: Reader): CommandResult[] {
+export function readResults(reader: Reader): WriteResults {
   const results: CommandResult[] = []
   for (let left = reader.count(3); left > 0; left--) results.push(readResult(reader))
+  const timeMs = reader.varint()
   reader.end()
-  return results
+  return { results, timeMs }
 }

@@ -2,13 +2,14 @@
  * KvService: answers KV requests for the groups whose replicas live on this node: writes through the log, reads at a confirmed index.
  *
  * Invariants: 1. nothing is proposed that the state machine could refuse as malformed; 2. only shards that the group owns are written or read;
- * 3. each request gets one reply, once; those under way are bounded in bytes over all groups of the node (the meta group is always heard), and each group bounds its own.
+ * 3. what is proposed carries this leader's time, filled in where it lies: the bytes that a request came in are nobody else's;
+ * 4. each request gets one reply, once; those under way are bounded in bytes over all groups of the node (the meta group is always heard), and each group bounds its own.
  */
 import { Reader, Writer } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import { Channel, type MessengerFace, type Sender } from '../transport/messenger.js'
-import { checkBatch, type Limits, metaGroup, metaShard } from './command.js'
+import { checkBatch, type Limits, metaGroup, metaShard, stampEntry } from './command.js'
 import {
   Consistency,
   encodeScanPage,
@@ -110,11 +111,19 @@ export class KvService {
       if (kind === RequestKind.write) this.#write(replica, payload, finish)
       else if (kind === RequestKind.read) this.#read(replica, payload, consistency, finish)
       else if (kind === RequestKind.scan) this.#scan(replica, payload, consistency, finish)
-      else this.#watches.poll(replica, payload, finish)
+      else if (kind === RequestKind.watch) this.#watches.poll(replica, payload, finish)
+      else if (replica.stopped) finish(ReplyStatus.stopped, nothing)
+      else finish(ReplyStatus.done, new Writer(8).varint(replica.machine.timeMs).view())
     } catch (error) {
       if (!(error instanceof CorruptionError)) throw error
       finish(ReplyStatus.malformed, Buffer.from(error.message))
     }
+  }
+
+  /** A group's log time, when it is led from here; undefined else. */
+  timeMs(group: number): number | undefined {
+    const replica = this.#options.host.replica(group)
+    return replica === undefined || replica.stopped || !replica.isLeader ? undefined : replica.machine.timeMs
   }
 
   #owns(replica: ServedReplica, requests: readonly { shard: number }[]): boolean {
@@ -125,10 +134,11 @@ export class KvService {
     const { ownership, limits } = this.#options
     const batch = checkBatch(payload, ownership.shards, limits)
     if (!this.#owns(replica, batch.commands)) return reply(ReplyStatus.wrongGroup, nothing)
+    stampEntry(payload, replica.logTimeMs())
     replica.propose(payload, (results, refusal) => {
       if (results === null) return refuse(replica, refusal!, reply)
-      const writer = new Writer(results.length * 12 + 8)
-      writeResults(writer, results, maxReplyBytes)
+      const writer = new Writer(results.length * 12 + 16)
+      writeResults(writer, { results, timeMs: replica.machine.timeMs }, maxReplyBytes)
       reply(ReplyStatus.done, writer.view())
     })
   }

@@ -121,6 +121,10 @@ export class LocalEngine implements ReplicaSource {
     }
   }
 
+  get replicas(): readonly LocalReplica[] {
+    return [this.#replica]
+  }
+
   replica(group: number): LocalReplica | undefined {
     return group === localGroup ? this.#replica : undefined
   }

@@ -11,6 +11,7 @@ import type { CorruptionError } from '../base/errors.js'
 import type { Runtime } from '../base/runtime.js'
 import type { CommandResult } from './command.js'
 import type { KvMachine } from './kv-machine.js'
+import { LogClock } from './log-clock.js'
 import type { ReadReply, ServedReplica, WriteReply } from './served-replica.js'
 import type { StateStore } from './state-store.js'
 
@@ -41,6 +42,8 @@ export class LocalReplica implements ServedReplica {
   readonly machine: KvMachine
   readonly isLeader = true
   readonly leaderNode = ''
+  readonly term = 0
+  readonly #clock = new LogClock()
   readonly #options: LocalReplicaOptions
   #proposals: Proposal[] = []
   #proposalsAt = 0
@@ -63,6 +66,10 @@ export class LocalReplica implements ServedReplica {
 
   get stopped(): boolean {
     return this.#stopped
+  }
+
+  logTimeMs(): number {
+    return this.#clock.look(this.term, this.machine.timeMs, this.#options.runtime.nowMs())
   }
 
   propose(data: Uint8Array, reply: WriteReply): void {

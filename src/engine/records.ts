@@ -1,7 +1,7 @@
 /**
  * The records of a group's state: their keys, and which class a stored one is.
  *
- * Keys in the state store: shard (2 bytes), type (1 byte), rest.
+ * Keys in the state store: shard (2 bytes), type (1 byte), rest. Shard ffff holds what is the group's own.
  */
 import { Reader } from '../base/codec.js'
 import { CorruptionError } from '../base/errors.js'
@@ -9,9 +9,14 @@ import { HistoryBlock } from './history-block.js'
 import type { StateRecord } from './record-table.js'
 import { SessionRecord } from './session-record.js'
 import { ShardRecord } from './shard-record.js'
+import { TimeRecord } from './time-record.js'
 import { ValueRecord } from './value-record.js'
 
-export const RecordType = { shard: 0, value: 1, session: 2, history: 3 } as const
+/** `time` lies in shard ffff, beside the applied index. */
+export const RecordType = { shard: 0, value: 1, session: 2, history: 3, time: 0x74 } as const
+
+/** Where the log time stands at which the state is. */
+export const timeKey = '\xff\xff\x74'
 
 const shardPrefixes: string[] = []
 /** What the keys of a shard's records of one type begin with. */
@@ -32,6 +37,8 @@ export function decodeRecord(key: string, bytes: Uint8Array): StateRecord {
       return SessionRecord.decode(reader)
     case RecordType.history:
       return HistoryBlock.decode(reader)
+    case RecordType.time:
+      return TimeRecord.decode(reader)
     default:
       throw new CorruptionError(`unknown record type ${key.charCodeAt(2)}`)
   }

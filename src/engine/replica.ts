@@ -17,6 +17,7 @@ import type { CommandResult } from './command.js'
 import { type CompactionLimits, decideCompaction } from './compaction.js'
 import { nodeOf } from './identity.js'
 import type { KvMachine } from './kv-machine.js'
+import { LogClock } from './log-clock.js'
 import type { LogBase, LogStore } from './log-store.js'
 import { encodeOrigin } from './open-log.js'
 import type { ReadReply, Refusal, ServedReplica, WriteReply } from './served-replica.js'
@@ -70,6 +71,7 @@ export class Replica implements ServedReplica {
   readonly machine: KvMachine
   readonly #options: ReplicaOptions
   readonly #store: StateStore
+  readonly #clock = new LogClock()
   #nextId = 1
   /** Proposals and reads that the core has not answered yet, by id. */
   readonly #proposals = new Map<number, WriteReply>()
@@ -116,6 +118,14 @@ export class Replica implements ServedReplica {
 
   get stopped(): boolean {
     return this.#stopped
+  }
+
+  get term(): number {
+    return this.core.term
+  }
+
+  logTimeMs(): number {
+    return this.#clock.look(this.core.term, this.machine.timeMs, this.#options.runtime.nowMs())
   }
 
   /** Proposes one log entry. */

@@ -21,7 +21,11 @@ export interface ServedReplica {
   readonly isLeader: boolean
   /** The node to ask instead of this one; empty when it is not known or is this very one. */
   readonly leaderNode: string
-  /** Proposes a batch of commands. The reply comes once, when they are applied and durable. */
+  /** Its term as a leader, or that of whom it follows. */
+  readonly term: number
+  /** The log time that an entry proposed now is to be stamped with. For a leader only. */
+  logTimeMs(): number
+  /** Proposes an entry, stamped already. The reply comes once, when they are applied and durable. */
   propose(data: Uint8Array, reply: WriteReply): void
   /** Calls back once, when the state reflects every write acknowledged before this call; `lease`: trusting clocks to run alike. */
   awaitReadable(reply: ReadReply, lease?: boolean): void

@@ -5,13 +5,15 @@
  * 1. A write keeps its request id (session, sequence) over all its retries, so it takes effect at most once.
  * 2. The low-water mark that is sent along is, by group, the lowest sequence whose caller still waits; it never goes back.
  * 3. No caller sees not-leader, wrong-group or a lost connection: these lead to another attempt until the deadline.
- * 4. Operations waiting are bounded in number and bytes; beyond that new ones are refused with OverloadedError. Writes under way to a group are bounded in bytes.
+ * 4. The session's birth only rises, and a write keeps the one under which it was sent first. What a shard refuses, because it has forgotten sessions of so late a birth, is sent under a later one only
+ *    when it is certain that no copy of it was done; the birth that was refused is refused for ever, so no copy of it can be done any more.
+ * 5. Operations waiting are bounded in number and bytes; beyond that new ones are refused with OverloadedError. Writes under way to a group are bounded in bytes.
  */
 import { asBuffer } from '../base/bytes.js'
 import { Reader, Writer } from '../base/codec.js'
 import { ClosedError, CorruptionError, InvalidArgumentError, OutcomeUnknownError, OverloadedError, QuorateError } from '../base/errors.js'
 import type { Cancel, Runtime } from '../base/runtime.js'
-import { CommandStatus, sessionIdBytes, writeBatchHeader, writeCommand } from '../engine/command.js'
+import { type CommandResult, CommandStatus, sessionIdBytes, writeBatchHeader, writeCommand } from '../engine/command.js'
 import type { ReadPosition, WaitOptions } from '../engine/kv.js'
 import {
   Consistency,
@@ -57,6 +59,8 @@ export interface DispatcherOptions {
   readonly attemptTimeoutMs: number
   readonly maxWaitingOperations: number
   readonly maxWaitingBytes: number
+  /** After how much silence the groups forget a session: the groups' tuning. Default 10 minutes. */
+  readonly sessionTtlMs?: number | undefined
   /** A node said that it does not have a group that it should have by the map: the map may be old. */
   readonly onWrongGroup?: (() => void) | undefined
   /** Sends nothing before `release`: the node is not in its cluster yet. Default false. */
@@ -83,18 +87,24 @@ const consistencies = Object.values(Consistency)
 const maxBytesUnderWay = 4 * 1024 * 1024
 /** A silent request is repeated after at most so many times `attemptTimeoutMs`. */
 const maxPatience = 8
+/** The first birth of a session is the time of day, which may be wrong: there must be room for many later ones. */
+const latestFirstBirth = 2 ** 47
+const defaultSessionTtlMs = 600_000
 /** How often deadlines are looked at: the precision of `timeoutMs`. */
 const sweepIntervalMs = 20
 
 export class Dispatcher {
   readonly #options: DispatcherOptions
   readonly #session: Uint8Array
+  #birth: number
   readonly #routes = new Map<number, GroupRoute>()
   readonly #attempts = new Map<number, Attempt>()
   readonly #waiting = new Set<Operation>()
   /** Of each group, the sequences of the writes that wait, in ascending order. */
   readonly #writes = new Map<number, Set<number>>()
   readonly #writer = new Writer(64 * 1024)
+  /** A group's time that is older than this is asked for before something is sent first: it decides what is certain when a shard has forgotten this session. */
+  readonly #timeIsFreshMs: number
   #waitingBytes = 0
   #nextSequence = 1
   #nextRequestId: number
@@ -108,7 +118,9 @@ export class Dispatcher {
     const { runtime, messenger } = options
     this.#options = options
     this.#isHeld = options.isHeld ?? false
+    this.#timeIsFreshMs = (options.sessionTtlMs ?? defaultSessionTtlMs) / 4
     this.#session = runtime.randomBytes(sessionIdBytes)
+    this.#birth = Math.max(1, Math.min(Math.floor(runtime.wallClockMs()), latestFirstBirth))
     this.#nextRequestId = Buffer.from(runtime.randomBytes(6)).readUIntBE(0, 6)
     messenger.onMessage(Channel.kvReply, (_from, body) => {
       const reader = new Reader(body)
@@ -177,7 +189,7 @@ export class Dispatcher {
   /** Asks again, under a new sequence, what certainly had no effect under the old one. Whatever else is answered under that one is for an operation that is settled. */
   #renew(operation: WriteOperation, route: GroupRoute): void {
     if (operation.settled) return
-    const successor: WriteOperation = { ...operation, sequence: this.#nextSequence++, uncertain: false }
+    const successor: WriteOperation = { ...operation, sequence: this.#nextSequence++, uncertain: false, birth: 0 }
     operation.settled = true
     operation.successor = successor
     this.#waiting.delete(operation)
@@ -217,6 +229,14 @@ export class Dispatcher {
     // What is too late already is not sent any more: a write that never was has certainly not been done.
     for (const operations of [writes, reads, scans])
       for (const operation of operations) if (operation.deadlineMs <= nowMs) this.#fail(operation, expiredError(operation))
+    if (nowMs - route.seenAtMs > this.#timeIsFreshMs && writes.some(({ birth }) => birth === 0) && !this.#learnTime(route)) {
+      for (const write of writes.splice(0)) if (!write.settled) route.add(write)
+    }
+    for (const write of writes) {
+      if (write.birth > 0) continue
+      write.birth = this.#birth
+      write.seenMs = route.seenMs
+    }
     let full = false
     for (const { operations, bytes } of chunks(writes)) {
       full ||= route.bytesUnderWay > 0 && route.bytesUnderWay + bytes > maxBytesUnderWay
@@ -261,6 +281,29 @@ export class Dispatcher {
     if (address !== undefined) messenger.send(address, Channel.kvRequest, writer.view())
   }
 
+  /** Asks the group's leader for its time: at once when that is on this very node. True when it is known now. */
+  #learnTime(route: GroupRoute): boolean {
+    const { runtime, messenger, router, local, attemptTimeoutMs } = this.#options
+    const nowMs = runtime.nowMs()
+    const timeMs = local?.service.timeMs(route.group)
+    if (timeMs !== undefined) {
+      route.learnTime(timeMs, nowMs)
+      return true
+    }
+    if (route.asksTime) return false
+    route.asksTime = true
+    const requestId = this.#nextRequestId++
+    const target = route.target()
+    const timeoutMs = attemptTimeoutMs * route.patience
+    const rest = { operations: [], bytes: 0, timeoutMs, expiresMs: nowMs + timeoutMs }
+    this.#attempts.set(requestId, { requestId, route, kind: RequestKind.time, isStale: false, target, ...rest })
+    this.#writer.reset()
+    writeRequestHead(this.#writer, { requestId, kind: RequestKind.time, group: route.group })
+    const address = router.addressOf(target)
+    if (address !== undefined) messenger.send(address, Channel.kvRequest, this.#writer.view())
+    return false
+  }
+
   #encode(kind: RequestKind, operations: readonly Operation[]): void {
     if (kind === RequestKind.read) {
       writeReadKeys(this.#writer, operations as readonly ReadOperation[])
@@ -270,7 +313,7 @@ export class Dispatcher {
       writeWatchRequest(this.#writer, (operations[0] as WatchOperation).request)
     } else {
       const lowWater = this.#writesOf(operations[0]!.group).values().next().value ?? this.#nextSequence
-      writeBatchHeader(this.#writer, this.#session, lowWater, operations.length)
+      writeBatchHeader(this.#writer, { session: this.#session, birth: (operations[0] as WriteOperation).birth, lowWater }, operations.length)
       for (const operation of operations as readonly WriteOperation[]) {
         operation.uncertain = true
         writeCommand(this.#writer, operation, lowWater)
@@ -329,12 +372,15 @@ export class Dispatcher {
   #finish(attempt: Attempt, reader: Reader): void {
     const { operations, route, kind, target } = attempt
     if (kind === RequestKind.write) {
-      const results = readResults(reader)
+      const { results, timeMs } = readResults(reader)
       if (results.length === 0 || results.length > operations.length) return
+      route.learnTime(timeMs, this.#options.runtime.nowMs())
       for (let at = 0; at < results.length; at++) {
         const operation = operations[at] as WriteOperation
-        if (results[at]!.status === CommandStatus.again) this.#renew(operation, route)
-        else if (this.#settle(operation)) finishWrite(operation, results[at]!)
+        const result = results[at]!
+        if (result.status === CommandStatus.again || (result.status === CommandStatus.expired && this.#isCertain(operation, result))) {
+          this.#renew(operation, route)
+        } else if (this.#settle(operation)) finishWrite(operation, result)
       }
       // Large answers: the rest did not fit into the reply, and is kept.
       if (results.length < operations.length) this.#retry(attempt)
@@ -355,6 +401,8 @@ export class Dispatcher {
       const operation = operations[0] as WatchOperation
       const page = readWatchPage(reader)
       if (this.#settle(operation)) operation.resolve(page)
+    } else if (kind === RequestKind.time) {
+      route.learnTime(reader.varint(), this.#options.runtime.nowMs())
     } else {
       const operation = operations[0] as ScanOperation
       const page = readScanPage(reader)
@@ -367,9 +415,19 @@ export class Dispatcher {
     if (!attempt.isStale) route.confirm(target)
   }
 
+  /**
+   * A shard refused a write because of its birth. Whether it is certain that it was not done: what it forgot was all done before a time that had passed when the write was sent first. What is
+   * sent from now on is of a later birth.
+   */
+  #isCertain({ seenMs }: WriteOperation, { version: forgottenMs, revision: horizon }: CommandResult): boolean {
+    this.#birth = Math.max(this.#birth, horizon + 1)
+    return seenMs >= forgottenMs
+  }
+
   /** The attempt is over, one way or another. */
-  #end({ requestId, route, bytes }: Attempt): void {
+  #end({ requestId, route, bytes, kind }: Attempt): void {
     this.#attempts.delete(requestId)
+    if (kind === RequestKind.time) route.asksTime = false
     route.bytesUnderWay -= bytes
     if (route.waits) this.#scheduleFlush()
   }

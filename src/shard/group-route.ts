@@ -35,6 +35,11 @@ export class GroupRoute {
   readonly group: number
   /** Bytes of writes that were sent and not answered yet. */
   bytesUnderWay = 0
+  /** The group's log time, as far as it has told, and when it was told last. */
+  seenMs = 0
+  seenAtMs = Number.NEGATIVE_INFINITY
+  /** It is being asked for its time. */
+  asksTime = false
   /** How many times longer than usual a request may be silent before it is repeated. */
   patience = 1
   readonly #options: GroupRouteOptions
@@ -56,6 +61,12 @@ export class GroupRoute {
     this.group = options.group
     this.#options = options
     this.#turn = Math.floor(options.runtime.random() * 16)
+  }
+
+  /** The group has told its time. */
+  learnTime(timeMs: number, nowMs: number): void {
+    this.seenMs = Math.max(this.seenMs, timeMs)
+    this.seenAtMs = nowMs
   }
 
   add(operation: Operation): void {

@@ -175,7 +175,7 @@ export class KvClient implements KV {
     const group = this.#options.router.groupOf(wanted.shard)
     return this.#dispatcher.wait<WriteAnswer>(options, (sequence, waiting) => {
       const { type, shard, key, value, ifVersion, ifRevision, fence } = wanted
-      return { kind: 'write', ...waiting, group, sequence, type, shard, key, value, ifVersion, ifRevision, fence }
+      return { kind: 'write', ...waiting, group, sequence, type, shard, key, value, ifVersion, ifRevision, fence, birth: 0, seenMs: 0 }
     })
   }
 

@@ -17,6 +17,7 @@ import { type Limits, metaGroup, metaShard } from '../engine/command.js'
 import { DataFolder } from '../engine/data-folder.js'
 import type { OpenDatabase } from '../engine/database.js'
 import { Engine, type EngineTuning, type GroupStatus } from '../engine/engine.js'
+import { Expiry } from '../engine/expiry.js'
 import { checkIdentity, type Identity, type ReplicaRecord } from '../engine/identity.js'
 import { KvService } from '../engine/kv-service.js'
 import { Messenger, type Refusal } from '../transport/messenger.js'
@@ -51,7 +52,7 @@ export interface MemberSettings {
   readonly limits: Limits
   readonly openDatabase: OpenDatabase
   readonly openTimeoutMs: number
-  readonly client: Pick<KvClientOptions, 'requestTimeoutMs' | 'attemptTimeoutMs' | 'maxWaitingOperations' | 'maxWaitingBytes'>
+  readonly client: Pick<KvClientOptions, 'requestTimeoutMs' | 'attemptTimeoutMs' | 'sessionTtlMs' | 'maxWaitingOperations' | 'maxWaitingBytes'>
   readonly onFailure: (error: unknown) => void
   readonly onStatus: (status: GroupStatus) => void
   readonly onRefused: (refusal: Refusal) => void
@@ -86,6 +87,7 @@ export class Member {
   readonly #settings: MemberSettings
   readonly #folder: DataFolder
   readonly #reconciler: Reconciler
+  readonly #expiry: Expiry
   readonly #founding = new AbortController()
   #identity: Identity
   #entrance: MemberState = 'member'
@@ -151,6 +153,7 @@ export class Member {
     const entrance = folder.entrance()
     this.#isFounding = entrance?.kind === 'founding'
     const service = new KvService({ host: engine.host, messenger, ownership: router, limits, runtime })
+    this.#expiry = new Expiry({ runtime, source: engine.host, ownership: router, sessionTtlMs: tuning.sessionTtlMs })
     const local = { nodeId: this.nodeId, service }
     const onWrongGroup = () => this.keeper.refreshSoon()
     this.client = new KvClient({ ...settings.client, runtime, messenger, router, limits, local, onWrongGroup, isHeld: entrance?.kind === 'founding' })
@@ -268,6 +271,7 @@ export class Member {
   async close(): Promise<void> {
     this.#founding.abort(new ClosedError('the node is closed'))
     this.#reconciler.close()
+    this.#expiry.close()
     const { runtime, tuning } = this.#settings
     const steps = [
       () => handOver(this.engine.host, runtime, 2 * tuning.electionTimeoutMs),

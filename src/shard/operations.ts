@@ -33,6 +33,10 @@ export interface WriteAnswer {
 export interface WriteOperation extends Waiting<WriteAnswer>, Command {
   readonly kind: 'write'
   readonly group: number
+  /** The birth of the session under which it was sent first, and is sent ever after; 0 before that. */
+  birth: number
+  /** The group's log time as it was known when the operation was sent first. */
+  seenMs: number
 }
 
 /** How reads and scans are asked. */
@@ -137,16 +141,19 @@ export function finishWrite(operation: WriteOperation, { status, version, revisi
     case CommandStatus.again:
       throw new Error('a request that is to be asked again has no answer')
     case CommandStatus.stale:
+    case CommandStatus.expired:
       return operation.reject(new OutcomeUnknownError('the request was answered before, and the answer is no longer kept'))
     default:
       status satisfies never
   }
 }
 
+const birthOf = (operation: Operation): number => (operation.kind === 'write' ? operation.birth : 0)
+
 const maxOperationsPerRequest = 4096
 const maxBytesPerRequest = 512 * 1024
 
-/** Cuts what waits into requests of bounded size, leaving out what was settled meanwhile. */
+/** Cuts what waits into requests of bounded size, each of one birth, leaving out what was settled meanwhile. */
 export function chunks(operations: readonly Operation[]): { operations: readonly Operation[]; bytes: number }[] {
   const result: { operations: readonly Operation[]; bytes: number }[] = []
   let current: Operation[] = []
@@ -154,7 +161,8 @@ export function chunks(operations: readonly Operation[]): { operations: readonly
   for (const operation of operations) {
     if (operation.settled) continue
     const size = sizeOf(operation)
-    if (current.length > 0 && (current.length >= maxOperationsPerRequest || bytes + size > maxBytesPerRequest)) {
+    const isFull = current.length >= maxOperationsPerRequest || bytes + size > maxBytesPerRequest
+    if (current.length > 0 && (isFull || birthOf(operation) !== birthOf(current[0]!))) {
       result.push({ operations: current, bytes })
       current = []
       bytes = 0

@@ -8,6 +8,9 @@
 import type { Cancel, Runtime } from '../base/runtime.js'
 import { SeededRandom } from './seeded-random.js'
 
+/** When simulated time begins, by the wall clock: the same for every run. */
+const simulationEpochMs = 1_700_000_000_000
+
 interface SimulatedEvent {
   readonly timeMs: number
   readonly sequence: number
@@ -46,6 +49,10 @@ export class SimulatedRuntime implements Runtime {
 
   nowMs(): number {
     return this.#nowMs
+  }
+
+  wallClockMs(): number {
+    return simulationEpochMs + this.#nowMs
   }
 
   random(): number {
@@ -240,6 +247,10 @@ export class SimulatedProcess implements Runtime {
 
   nowMs(): number {
     return this.#runtime.nowMs() * this.#clockRate
+  }
+
+  wallClockMs(): number {
+    return this.#runtime.wallClockMs()
   }
 
   random(): number {

@@ -229,7 +229,7 @@ export class MemoryNetwork {
     this.#carryOnce(from, target, copy, link)
     if (link.repeatProbability > 0 && random() < link.repeatProbability) {
       counters.repeated++
-      this.#carryOnce(from, target, copy, link)
+      this.#carryOnce(from, target, Buffer.from(copy), link)
     }
   }
 

@@ -8,7 +8,7 @@ export type Address = string
 
 /**
  * Called with each frame that arrives. `from` is the sender's address: a frame sent to it reaches that sender. The frame may be a view of a
- * larger buffer, but nobody writes to its bytes again. When the handler throws, the frame was not one of ours: an adapter that has connections
+ * larger buffer; its bytes are the receiver's own, who may write to them: a frame that arrives twice has bytes of its own each time. When the handler throws, the frame was not one of ours: an adapter that has connections
  * closes the one that it came over, and goes on.
  */
 export type FrameHandler = (from: Address, frame: Uint8Array) => void

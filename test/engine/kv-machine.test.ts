@@ -32,7 +32,7 @@ interface Wish {
 
 function encodeBatch(session: number | Uint8Array, lowWater: number, wishes: Wish[]): Uint8Array {
   const writer = new Writer()
-  writeBatchHeader(writer, typeof session === 'number' ? Buffer.alloc(8, session) : session, lowWater, wishes.length)
+  writeBatchHeader(writer, { session: typeof session === 'number' ? Buffer.alloc(8, session) : session, birth: 1, lowWater }, wishes.length)
   for (const { key, value = null, sequence, ifVersion, ifRevision } of wishes) {
     const bytes = Buffer.from(key)
     const command: Command = {

@@ -200,7 +200,7 @@ describe('KvService', () => {
 /** A batch that puts one value under every key. */
 function putsBatch(sequence: number, keys: readonly string[], value: string): Uint8Array {
   const writer = new Writer()
-  writeBatchHeader(writer, Buffer.alloc(8, 9), sequence * keys.length, keys.length)
+  writeBatchHeader(writer, { session: Buffer.alloc(8, 9), birth: 1, lowWater: sequence * keys.length }, keys.length)
   keys.forEach((text, at) => {
     const { shard, key } = place(text)
     const conditions = { ifVersion: undefined, ifRevision: undefined, fence: undefined }

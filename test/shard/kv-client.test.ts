@@ -12,7 +12,7 @@ import {
 import { CommandStatus, shardOf } from '../../src/engine/command.js'
 import type { WaitOptions } from '../../src/engine/kv.js'
 import { ReplyStatus } from '../../src/engine/kv-protocol.js'
-import { ClientFixture, keyIn, watch } from './support/client-fixture.js'
+import { ClientFixture, keyIn, type SeenRequest, watch } from './support/client-fixture.js'
 
 const key1 = keyIn(1)
 const key2 = keyIn(2)
@@ -24,15 +24,15 @@ describe('KvClient', () => {
     const get = watch(fixture.client.get(key1))
     const requests = await fixture.requests()
     expect(requests.map(({ group, kind, batch, keys }) => [group, kind, batch?.commands.length ?? keys.length])).to.deep.equal([
-      [1, 1, 2],
       [1, 2, 1],
+      [1, 1, 2],
       [2, 1, 1],
     ])
-    fixture.replyWrites(requests[0]!, [
+    fixture.replyWrites(requests[1]!, [
       { status: CommandStatus.ok, version: 3, revision: 9 },
       { status: CommandStatus.conditionFailed, version: 5, revision: 6 },
     ])
-    fixture.replyReads(requests[1]!, [{ version: 2, revision: 4, value: Buffer.from('x') }])
+    fixture.replyReads(requests[0]!, [{ version: 2, revision: 4, value: Buffer.from('x') }])
     await fixture.runtime.advance(0)
     expect(puts[0]!.value).to.deep.equal({ version: 3, revision: 9 })
     expect(puts[1]!.error).to.be.instanceOf(ConditionFailedError).and.include({ actualVersion: 5, actualRevision: 6 })
@@ -244,6 +244,79 @@ describe('KvClient', () => {
     fixture.acknowledge(again)
     await fixture.runtime.advance(0)
     expect(put.state).to.equal('resolved')
+    fixture.client.close()
+  })
+
+  it('K3: what a shard refuses for its birth goes out under a later one, when nothing was forgotten since it was sent first', async () => {
+    const fixture = new ClientFixture()
+    fixture.timeMs = 5000
+    const put = watch(fixture.client.put(key1, 'v'))
+    const first = await fixture.request()
+    const expired = { status: CommandStatus.expired, version: 4000, revision: first.batch!.birth + 70 }
+    // Also when it was sent twice.
+    const second = await fixture.request(5000)
+    expect([second.batch!.birth, second.batch!.commands[0]!.sequence]).to.deep.equal([first.batch!.birth, first.batch!.commands[0]!.sequence])
+    fixture.replyWrites(second, [expired], 6000)
+    const third = await fixture.request()
+    expect(third.batch!.birth).to.equal(first.batch!.birth + 71)
+    fixture.acknowledge(third)
+    await fixture.runtime.advance(0)
+    expect(put.state).to.equal('resolved')
+    watch(fixture.client.put(key2, 'v'))
+    expect((await fixture.request()).batch!.birth, 'of all that follows').to.equal(first.batch!.birth + 71)
+    fixture.client.close()
+  })
+
+  it('K4: what may have been done before it was forgotten is unknown', async () => {
+    const fixture = new ClientFixture({ requestTimeoutMs: 1e9 })
+    fixture.timeMs = 5000
+    const put = watch(fixture.client.put(key1, 'v'))
+    const request = await fixture.request()
+    fixture.replyWrites(request, [{ status: CommandStatus.expired, version: 5001, revision: request.batch!.birth }], 900_000)
+    await fixture.runtime.advance(0)
+    expect(put.error).to.be.instanceOf(OutcomeUnknownError)
+    fixture.client.close()
+  })
+
+  it('K3: a write keeps the birth under which it was sent first; a request holds writes of one birth', async () => {
+    const fixture = new ClientFixture()
+    const old = watch(fixture.client.put(key1, 'old'))
+    const first = await fixture.request()
+    const refused = watch(fixture.client.put(key2, 'refused'))
+    const other = await fixture.request()
+    fixture.replyWrites(other, [{ status: CommandStatus.expired, version: 0, revision: other.batch!.birth }])
+    const renewed = await fixture.request()
+    expect(renewed.batch!.birth).to.equal(other.batch!.birth + 1)
+    fixture.acknowledge(renewed)
+    // The old one is repeated while a new one of its group waits.
+    fixture.refuse(first, ReplyStatus.overloaded)
+    const fresh = watch(fixture.client.put(keyIn(1, 1), 'fresh'))
+    const repeated: SeenRequest[] = []
+    while (repeated.length < 2) repeated.push(...(await fixture.requests(1)))
+    expect(repeated.map(({ batch }) => batch!.birth).sort()).to.deep.equal([first.batch!.birth, first.batch!.birth + 1].sort())
+    for (const request of repeated) fixture.acknowledge(request)
+    await fixture.runtime.advance(0)
+    expect([old.state, refused.state, fresh.state]).to.deep.equal(['resolved', 'resolved', 'resolved'])
+    fixture.client.close()
+  })
+
+  it('asks a group for its time before the first write, and again after a long silence, else never', async () => {
+    const fixture = new ClientFixture({ sessionTtlMs: 40_000 })
+    const asked = async (key: string) => {
+      const before = fixture.timesAsked
+      const put = watch(fixture.client.put(key, 'v'))
+      fixture.acknowledge(await fixture.request())
+      await fixture.runtime.advance(0)
+      expect(put.state).to.equal('resolved')
+      return fixture.timesAsked - before
+    }
+    expect(await asked(key1)).to.equal(1)
+    expect(await asked(key1)).to.equal(0)
+    expect(await asked(key2)).to.equal(1)
+    await fixture.runtime.advance(9000)
+    expect(await asked(key1)).to.equal(0)
+    await fixture.runtime.advance(11_000)
+    expect(await asked(key1)).to.equal(1)
     fixture.client.close()
   })
 

@@ -6,9 +6,10 @@
  * R6 term, commit and applied index never go back within a life, nor the durable term at all · R7 one vote a term, across crashes
  * R8 what is acknowledged is on the disks of a quorum, and committed entries are never truncated there · R10 what is applied is on the disks of a quorum
  * R11 what a vote or an acknowledgement promises is on the sender's disk when it is sent · R14, R17 each entry's answers are those of the reference machine: K3 a repeated request gets its first answer,
- * K4 what failed is told so, K2 versions rise by one
+ * K4 what failed is told so, K2 versions rise by one · L4 nothing expires before its time, by the true time between the proposals
  * R15 a read is served from a state that holds all that was acknowledged before it was asked · D1 what is loaded is what was stored
  */
+import { crc32 } from 'node:zlib'
 import type { CommandResult } from '../../engine/command.js'
 import { nodeOf } from '../../engine/identity.js'
 import type { GroupWork, LoadedLog, LogBase } from '../../engine/log-store.js'
@@ -17,7 +18,7 @@ import { hasQuorum } from '../../raft/quorum.js'
 import type { Configuration, Consensus, HardState, LogReset, Message, NodeId, PersistWork } from '../../raft/types.js'
 import { InvariantViolation } from '../simulation/invariants.js'
 import { extendHash, LogShape } from '../simulation/log-shape.js'
-import { ReferenceMachine } from './reference.js'
+import { type Proposed, ReferenceMachine } from './reference.js'
 import type { World } from './world.js'
 
 /** What one disk holds of one group, as far as it was reported or must be assumed. */
@@ -69,13 +70,20 @@ export class NodeInvariants {
   readonly #lost = new Map<string, LogShape>()
   readonly #views = new WeakMap<Consensus, CoreView>()
   readonly #world: World
+  /** By group and bytes: when entries were proposed. */
+  readonly #proposed = new Map<string, Proposed>()
   elections = 0
   /** Messages that were looked at when they left. */
   sendsChecked = 0
   readonly reached: Record<string, number> = {}
 
-  constructor(groups: readonly { readonly id: number }[], world: World) {
+  /** No clock runs faster than `clockRate`. */
+  constructor(groups: readonly { readonly id: number }[], world: World, clockRate: number) {
     this.#world = world
+    const onExpired = (what: string, livedUs: number, ttlMs: number) => {
+      this.reach('expired')
+      if (livedUs * clockRate < ttlMs * 1000) this.violation('L4', `${what} expires after ${livedUs / 1000} ms, and was to live ${ttlMs} ms`)
+    }
     for (const { id } of groups) {
       this.#groups.set(id, {
         committed: new LogShape(),
@@ -86,7 +94,7 @@ export class NodeInvariants {
         committedIn: [],
         prefixes: [],
         votes: new Map(),
-        reference: new ReferenceMachine(),
+        reference: new ReferenceMachine(onExpired),
         acknowledged: 0,
       })
     }
@@ -444,6 +452,13 @@ export class NodeInvariants {
     this.violation(invariant, `${what}, and of ${JSON.stringify(configuration)} only ${holders.join(', ') || 'nobody'} holds it durably`)
   }
 
+  /** A leader, or who takes itself for one, proposes an entry. */
+  onProposed({ group }: Replica, data: Uint8Array): void {
+    const key = entryKey(group, data)
+    const lastUs = this.#world.nowUs
+    this.#proposed.set(key, { firstUs: this.#proposed.get(key)?.firstUs ?? lastUs, lastUs })
+  }
+
   /** A replica has applied a command: its bytes must be the log's, its answers the reference's. */
   onCommand(core: Consensus, index: number, data: Uint8Array, results: readonly CommandResult[]): void {
     const view = this.#views.get(core)
@@ -460,11 +475,12 @@ export class NodeInvariants {
     }
     this.#advance(core, view, index)
     const { reference } = this.group(group)
-    const problem = reference.problemOf(index, data, results)
+    const proposed = this.#proposed.get(entryKey(group, data)) ?? { firstUs: 0, lastUs: this.#world.nowUs }
+    const problem = reference.problemOf(index, data, results, proposed)
     if (problem !== null) {
       this.violation(
         problem,
-        `${node} answers entry ${index} of group ${group} with ${JSON.stringify(results)}, not ${JSON.stringify(reference.expect(index, data))}`,
+        `${node} answers entry ${index} of group ${group} with ${JSON.stringify(results)}, not ${JSON.stringify(reference.expect(index, data, proposed))}`,
       )
     }
   }
@@ -515,4 +531,8 @@ export class NodeInvariants {
       default:
     }
   }
+}
+
+function entryKey(group: number, data: Uint8Array): string {
+  return `${group} ${data.length} ${crc32(data)}`
 }

@@ -144,7 +144,7 @@ export class SimulatedNetwork {
     this.#carryOnce(link, from.address, target, copy, model.inOrder)
     if (model.repeatRate > 0 && link.random.chance(model.repeatRate)) {
       this.#count('frame-repeated')
-      this.#carryOnce(link, from.address, target, copy, false)
+      this.#carryOnce(link, from.address, target, Buffer.from(copy), false)
     }
   }
 

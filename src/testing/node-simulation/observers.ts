@@ -106,6 +106,7 @@ export function observe(seams: Seams, { checker, current, nodeAt, noteWrite, onR
   })
   seams.replace(Replica, 'propose', (propose) => {
     return function (data, reply) {
+      if (current() !== null) checker.onProposed(this, data)
       propose.call(this, data, (results, refusal) => {
         if (results !== null && current() !== null) look(() => checker.onAcknowledged(this))
         reply(results, refusal)

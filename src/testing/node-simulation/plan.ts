@@ -108,6 +108,7 @@ export interface PlannedTuning {
   readonly compactLogEntries: number
   readonly snapshotChunkBytes: number
   readonly snapshotBytesPerSecond: number
+  readonly sessionTtlMs: number
 }
 
 export interface NodePlan {
@@ -169,6 +170,8 @@ export function drawNodePlan(seed: number): NodePlan {
     keys: snapshots ? 40 : random.pick([1, 3, 6, 12, 40]),
     electionTimeoutUs,
   }
+  const attemptTimeoutMs = electionTimeoutMs * random.pick([1, 2, 4])
+  const times = new SeededRandom(seed, 'node times to live')
   return {
     seed,
     nodes,
@@ -194,8 +197,10 @@ export function drawNodePlan(seed: number): NodePlan {
       compactLogEntries: snapshots ? random.pick([1, 5]) : random.chance(0.5) ? random.pick([1, 5, 20, 60]) : 1000000,
       snapshotChunkBytes: snapshots ? random.pick([1, 100]) : random.pick([1, 100, 2000, 262144]),
       snapshotBytesPerSecond: random.pick([200000, 2000000, 67108864]),
+      // Longer than any request is repeated.
+      sessionTtlMs: attemptTimeoutMs * times.pick([10, 10, 20, 1000]),
     },
-    attemptTimeoutMs: electionTimeoutMs * random.pick([1, 2, 4]),
+    attemptTimeoutMs,
     disk: {
       syncMeanUs: random.pick([20, 200, 1000, 5000, electionTimeoutUs / 10]),
       writeMeanUs: random.pick([5, 50, 1000]),

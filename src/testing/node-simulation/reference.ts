@@ -4,12 +4,15 @@
  * The replicas' answers at each index are compared with this one's, so a state that lost or repeated anything shows at the next write that touches it. What clients were told is
  * compared with it too (`requests.ts`): it knows the truth of each unknown outcome.
  *
+ * It forgets sessions as the log says, but not their answers: a request that has an effect twice shows as one, whenever that is.
+ *
  * Invariants: 1. it is fed with each committed entry once, in order; 2. a request (session, sequence) has an effect once (K3); 3. each write raises the version of its key by one,
  * beginning at 1 (K2); 4. all writes of one command have one revision, and are seen together or not at all (K6).
  */
 
 import { toLatin1 } from '../../base/bytes.js'
 import { type Command, type CommandResult, CommandStatus, CommandType, readBatch } from '../../engine/command.js'
+import { isExpiryEntry, readExpiryEntry } from '../../engine/expiry-entry.js'
 import { decodeInteger } from '../../engine/integer.js'
 import { type KeyCondition, readStepResults, readTransaction, StepKind, type Transaction } from '../../engine/transaction.js'
 import type { KnownWrite } from './known-order.js'
@@ -68,6 +71,26 @@ interface Expected {
   readonly isRepeat: boolean
 }
 
+/** When, in truth, an entry was proposed: first, and last. */
+export interface Proposed {
+  readonly firstUs: number
+  readonly lastUs: number
+}
+
+interface ReferenceSession {
+  readonly floor: number
+  birth: number
+  touchedMs: number
+  touchedUs: number
+  lowWater: number
+}
+
+interface ReferenceShard {
+  revision: number
+  horizon: number
+  forgottenMs: number
+}
+
 interface Held {
   readonly version: number
   readonly value: string
@@ -86,32 +109,42 @@ export class ReferenceMachine {
   readonly writes = new Map<string, KnownWrite[]>()
   /** By name: every request that was ever applied. */
   readonly requests = new Map<string, KnownRequest>()
-  readonly #revisions = new Map<number, number>()
-  /** By session and shard: requests below are over. */
-  readonly #lowWaters = new Map<string, number>()
+  readonly #shards = new Map<number, ReferenceShard>()
+  /** By session and shard. */
+  readonly #sessions = new Map<string, ReferenceSession>()
+  readonly #onExpired: (what: string, livedUs: number, ttlMs: number) => void
+  #timeMs = 0
+  /** Sessions that were forgotten for their silence, and requests that came too late for theirs. */
+  forgotten = 0
+  refusals = 0
   /** Commands that repeated an earlier request. */
   repeats = 0
   /** The expected answers at each index. */
   readonly #expected: (readonly Expected[])[] = []
   #applied = 0
 
+  /** `onExpired` is told of everything that expires: for how long it has lived in truth, and was to live. */
+  constructor(onExpired: (what: string, livedUs: number, ttlMs: number) => void) {
+    this.#onExpired = onExpired
+  }
+
   get appliedIndex(): number {
     return this.#applied
   }
 
   /** The answers that the entry at this index must get; its bytes are needed when it is the next one. */
-  expect(index: number, data: Uint8Array): readonly Expected[] {
+  expect(index: number, data: Uint8Array, proposed: Proposed): readonly Expected[] {
     if (index > this.#applied) {
       this.#applied = index
-      this.#expected[index] = this.#apply(index, data)
+      this.#expected[index] = this.#apply(index, data, proposed)
     }
     return this.#expected[index] ?? []
   }
 
   /** The invariant that a replica's answers break; null when they are right. */
-  problemOf(index: number, data: Uint8Array, results: readonly CommandResult[]): 'K2' | 'K3' | 'K4' | 'R14' | null {
-    const expected = this.expect(index, data)
-    const { commands } = readBatch(data)
+  problemOf(index: number, data: Uint8Array, results: readonly CommandResult[], proposed: Proposed): 'K2' | 'K3' | 'K4' | 'R14' | null {
+    const expected = this.expect(index, data, proposed)
+    const commands = isExpiryEntry(data) ? [] : readBatch(data).commands
     if (expected.length !== results.length) return 'R14'
     for (const [position, { answer, isRepeat }] of expected.entries()) {
       const { status, version, revision, body } = results[position]!
@@ -124,23 +157,37 @@ export class ReferenceMachine {
     return null
   }
 
-  #apply(index: number, data: Uint8Array): Expected[] {
-    const { session, lowWater, commands } = readBatch(data)
+  #apply(index: number, data: Uint8Array, proposed: Proposed): Expected[] {
+    if (isExpiryEntry(data)) {
+      this.#expire(data, proposed)
+      return []
+    }
+    const { stampMs, session, birth, lowWater, commands } = readBatch(data)
+    this.#timeMs = Math.max(this.#timeMs, stampMs)
     return commands.map((command) => {
       const place = `${toLatin1(session)}/${command.shard}`
-      const lowest = this.#lowWaters.get(place) ?? 0
+      const shard = this.#shard(command.shard)
+      const record = this.#sessions.get(place) ?? { floor: shard.horizon, birth: 0, touchedMs: 0, touchedUs: 0, lowWater: 0 }
+      if (birth <= record.floor) {
+        this.refusals++
+        return { answer: { status: CommandStatus.expired, version: shard.forgottenMs, revision: shard.horizon, told: undefined }, isRepeat: false }
+      }
       const name = requestName(session, command.shard, command.sequence)
       const first = this.requests.get(name)
       const isRepeat = first !== undefined
       if (isRepeat) this.repeats++
       // The client has given this request up: whether it came before or not, it has no effect from now on.
-      if (command.sequence < lowest) return { answer: { status: CommandStatus.stale, version: 0, revision: 0, told: undefined }, isRepeat }
+      if (command.sequence < record.lowWater) return { answer: { status: CommandStatus.stale, version: 0, revision: 0, told: undefined }, isRepeat }
       if (first !== undefined) {
         // What had no effect is not kept with all that it told.
         const isKept = first.answer.told === undefined || first.effects.length > 0
         return { answer: isKept ? first.answer : { status: CommandStatus.again, version: 0, revision: 0, told: undefined }, isRepeat }
       }
-      this.#lowWaters.set(place, Math.max(lowest, lowWater))
+      record.lowWater = Math.max(record.lowWater, lowWater)
+      record.birth = Math.max(record.birth, birth)
+      record.touchedMs = this.#timeMs
+      record.touchedUs = proposed.firstUs
+      this.#sessions.set(place, record)
       const { answer, changes } = this.#execute(command)
       const effects = this.#change(index, command.shard, changes)
       this.requests.set(name, { index, answer, effects })
@@ -151,8 +198,7 @@ export class ReferenceMachine {
   /** Makes the changes (null deletes), which share a revision. */
   #change(index: number, shard: number, changes: ReadonlyMap<string, Held | null>): Effect[] {
     if (changes.size === 0) return []
-    const revision = this.#revisionOf(shard) + 1
-    this.#revisions.set(shard, revision)
+    const revision = ++this.#shard(shard).revision
     return [...changes].map(([key, held]) => {
       const effect: Effect = { key, index, revision, version: held?.version ?? 0, value: held?.value ?? null }
       if (held === null) this.values.delete(key)
@@ -164,8 +210,29 @@ export class ReferenceMachine {
     })
   }
 
-  #revisionOf(shard: number): number {
-    return this.#revisions.get(shard) ?? 0
+  #shard(shard: number): ReferenceShard {
+    let state = this.#shards.get(shard)
+    if (state === undefined) {
+      state = { revision: 0, horizon: 0, forgottenMs: 0 }
+      this.#shards.set(shard, state)
+    }
+    return state
+  }
+
+  #expire(data: Uint8Array, { lastUs }: Proposed): void {
+    const { stampMs, items } = readExpiryEntry(data)
+    this.#timeMs = Math.max(this.#timeMs, stampMs)
+    for (const { shard, sinceMs, ttlMs, id } of items) {
+      const place = `${toLatin1(id)}/${shard}`
+      const record = this.#sessions.get(place)
+      if (record === undefined || record.touchedMs !== sinceMs || this.#timeMs <= sinceMs + ttlMs) continue
+      this.#onExpired(`a session of shard ${shard}`, lastUs - record.touchedUs, ttlMs)
+      const state = this.#shard(shard)
+      state.horizon = Math.max(state.horizon, record.birth)
+      state.forgottenMs = Math.max(state.forgottenMs, sinceMs + 1)
+      this.#sessions.delete(place)
+      this.forgotten++
+    }
   }
 
   #execute(command: Command): { answer: KnownAnswer; changes: ReadonlyMap<string, Held | null> } {
@@ -178,7 +245,7 @@ export class ReferenceMachine {
       const guard = this.values.get(keyText(fence.key))
       if ((guard?.revision ?? 0) !== fence.revision) return without(CommandStatus.fenced, guard?.version ?? 0, guard?.revision ?? 0)
     }
-    const raised = this.#revisionOf(shard) + 1
+    const raised = this.#shard(shard).revision + 1
     if (type === CommandType.transaction) {
       const { told, changes } = this.#transact(readTransaction(command.value!), raised)
       const revision = changes.size === 0 ? raised - 1 : raised

@@ -92,7 +92,7 @@ class NodeSimulation {
       shards: plan.shards,
     }
     this.foundingMap = makeClusterMap(bootstrap)
-    this.checker = new NodeInvariants(this.foundingMap.groups, this.world)
+    this.checker = new NodeInvariants(this.foundingMap.groups, this.world, 1 + plan.clockDrift)
     this.history = new History({ runtime: { ...unusedRuntime, nowMs: () => this.world.nowUs / 1000 } })
     this.requests = new RequestLedger(this.world, this.checker, this.history)
     const clocks = this.world.stream('clocks')
@@ -213,6 +213,7 @@ class NodeSimulation {
 }
 
 const unusedRuntime = {
+  wallClockMs: () => 0,
   random: () => 0,
   randomBytes: (length: number) => new Uint8Array(length),
   defer: () => {},
@@ -249,9 +250,13 @@ export async function runNodeSimulation(options: NodeSimulationOptions): Promise
   }
   let committed = 0
   let repeats = 0
+  let forgotten = 0
+  let refusals = 0
   for (const [, group] of checker.groups) {
     committed += group.committed.lastIndex
     repeats += group.reference.repeats
+    forgotten += group.reference.forgotten
+    refusals += group.reference.refusals
   }
   return {
     seed: plan.seed,
@@ -263,7 +268,13 @@ export async function runNodeSimulation(options: NodeSimulationOptions): Promise
     committed,
     operations: simulation.workload?.counts ?? {},
     faults: simulation.faults,
-    reached: { ...checker.reached, 'message-checked': checker.sendsChecked, 'repeated-request': repeats },
+    reached: {
+      ...checker.reached,
+      'message-checked': checker.sendsChecked,
+      'repeated-request': repeats,
+      'session-forgotten': forgotten,
+      'session-refused': refusals,
+    },
     traceHash: world.hash,
     violation,
   }

@@ -131,6 +131,8 @@ export class SimulatedProcess implements Runtime {
   readonly #random: SeededRandom
   readonly #startMs: number
   readonly #number: number
+  /** What its wall clock is off by. */
+  readonly #wallClockErrorMs: number
   #alive = true
   #paused = false
   /** Each task takes so long while the process is slow. */
@@ -147,6 +149,8 @@ export class SimulatedProcess implements Runtime {
     // Clocks of different lives have nothing to do with each other.
     this.#startMs = this.#random.integer(0, 1_000_000)
     this.#number = this.#random.uint32()
+    const clocks = world.stream(`wall clock ${name} ${life}`)
+    this.#wallClockErrorMs = clocks.pick([0, 0, clocks.integer(-60_000, 60_000), clocks.integer(-1e12, 1e12)])
   }
 
   get alive(): boolean {
@@ -159,6 +163,10 @@ export class SimulatedProcess implements Runtime {
 
   nowMs(): number {
     return this.#startMs + (this.world.nowUs / 1000) * this.clockRate
+  }
+
+  wallClockMs(): number {
+    return 1_700_000_000_000 + this.nowMs() + this.#wallClockErrorMs
   }
 
   random(): number {

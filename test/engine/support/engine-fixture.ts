@@ -173,7 +173,7 @@ export function putEntry(index: number, term: number, key: string, value: string
 export function putBatch(sequence: number, key: string, value: string): Uint8Array {
   const writer = new Writer()
   const bytes = Buffer.from(key)
-  writeBatchHeader(writer, Buffer.alloc(8, 7), sequence, 1)
+  writeBatchHeader(writer, { session: Buffer.alloc(8, 7), birth: 1, lowWater: sequence }, 1)
   writeCommand(
     writer,
     {

@@ -20,7 +20,7 @@ export type WantedCommand = Pick<Command, 'type' | 'sequence' | 'shard'> & Parti
 
 export function encodeCommands(session: number | Uint8Array, lowWater: number, commands: readonly WantedCommand[]): Uint8Array {
   const writer = new Writer()
-  writeBatchHeader(writer, typeof session === 'number' ? Buffer.alloc(8, session) : session, lowWater, commands.length)
+  writeBatchHeader(writer, { session: typeof session === 'number' ? Buffer.alloc(8, session) : session, birth: 1, lowWater }, commands.length)
   const blank = { value: null, key: new Uint8Array(0), ifVersion: undefined, ifRevision: undefined, fence: undefined }
   for (const command of commands) writeCommand(writer, { ...blank, ...command }, lowWater)
   return writer.finish()

@@ -36,6 +36,9 @@ export class ClientFixture {
   readonly messenger = new HandMessenger()
   readonly client: KvClient
   #taken = 0
+  /** What groups say when they are asked for their time, which happens at once and is not among the requests that a test sees. */
+  timeMs = 0
+  timesAsked = 0
 
   constructor(options: Partial<KvClientOptions> & { seed?: number } = {}) {
     this.runtime = new SimulatedRuntime({ seed: options.seed ?? 1 })
@@ -55,7 +58,10 @@ export class ClientFixture {
 
   /** The requests sent since the last call, after all that is due by now has happened. */
   async requests(afterMs = 0): Promise<SeenRequest[]> {
+    await this.runtime.advance(0)
+    await this.#tellTime()
     await this.runtime.advance(afterMs)
+    await this.#tellTime()
     const fresh = this.messenger.sent.slice(this.#taken)
     this.#taken = this.messenger.sent.length
     return fresh.map(({ to, body }) => {
@@ -72,6 +78,22 @@ export class ClientFixture {
     })
   }
 
+  async #tellTime(): Promise<void> {
+    for (;;) {
+      const sent = this.messenger.sent.slice(this.#taken)
+      const asked = sent.filter(({ body }) => readRequestHead(new Reader(body)).kind === RequestKind.time)
+      if (asked.length === 0) return
+      this.messenger.sent.splice(this.#taken, sent.length, ...sent.filter((each) => !asked.includes(each)))
+      for (const { to, body } of asked) {
+        this.timesAsked++
+        const { requestId } = readRequestHead(new Reader(body))
+        const node = to.replace('address of ', '')
+        this.messenger.deliver(18, node, new Writer().varint(requestId).u8(0).varint(this.timeMs).finish())
+      }
+      await this.runtime.advance(0)
+    }
+  }
+
   /** The one request that is sent now, or within a while. */
   async request(withinMs = 2000): Promise<SeenRequest> {
     for (let waitedMs = 0; waitedMs <= withinMs; waitedMs++) {
@@ -86,9 +108,9 @@ export class ClientFixture {
     this.messenger.deliver(18, node, new Writer().varint(requestId).u8(status).raw(body).finish())
   }
 
-  replyWrites(request: SeenRequest, results: readonly CommandResult[]): void {
+  replyWrites(request: SeenRequest, results: readonly CommandResult[], timeMs = 0): void {
     const writer = new Writer()
-    writeResults(writer, results)
+    writeResults(writer, { results, timeMs })
     this.reply(request, 0, writer.finish())
   }
 
