@@ -96,8 +96,8 @@ export const clientMutations: readonly NodeMutation[] = [
     description: 'That a transaction which changed nothing is over is not written down: a late copy of it is done after all (K3)',
     plant: (seams) => {
       seams.replace(SessionRecord, 'complete', (complete) => {
-        return function (sequence, result) {
-          if (result.status !== CommandStatus.again) complete.call(this, sequence, result)
+        return function (sequence, result, birth, timeMs) {
+          if (result.status !== CommandStatus.again) complete.call(this, sequence, result, birth, timeMs)
         }
       })
     },
@@ -107,8 +107,8 @@ export const clientMutations: readonly NodeMutation[] = [
     description: 'What a transaction found is not kept with its effect: a retry is told that it was done, and not what (K3)',
     plant: (seams) => {
       seams.replace(SessionRecord, 'complete', (complete) => {
-        return function (sequence, { status, version, revision }) {
-          complete.call(this, sequence, { status, version, revision })
+        return function (sequence, { status, version, revision }, birth, timeMs) {
+          complete.call(this, sequence, { status, version, revision }, birth, timeMs)
         }
       })
     },
