@@ -17,6 +17,8 @@ export interface StateRecord {
   encode(writer: Writer): void
   /** Roughly the bytes of memory that it holds. */
   readonly sizeBytes: number
+  /** It is hardly ever read again: once the database has it, it makes room for what is. */
+  readonly isSeldomRead?: boolean
 }
 
 export type PendingEntry = [string, StateRecord | null]
@@ -144,6 +146,15 @@ export class RecordTable {
 
   /** The database holds what was frozen. */
   thaw(): void {
+    const { keys, records } = this.#frozen
+    for (let at = 0; at < keys.length; at++) {
+      const record = records[at]
+      if (record?.isSeldomRead !== true) continue
+      const slot = this.#slots.get(keys[at]!)
+      if (slot?.record !== record) continue
+      this.#slots.delete(slot.key)
+      this.#bytes -= slot.bytes
+    }
     this.#frozen = nothing
     this.#frozenSorted = null
   }

@@ -103,4 +103,17 @@ describe('RecordTable', () => {
     table.thaw()
     expect(textOf(table.get('a'))).to.equal('2')
   })
+
+  it('lets go of what is seldom read as soon as the database has it, and of nothing newer', () => {
+    const table = new RecordTable(() => 1_000_000)
+    const seldom = (text: string) => Object.assign(new TestRecord(text), { isSeldomRead: true })
+    table.set('a', seldom('old'))
+    table.set('b', new TestRecord('kept'))
+    table.set('c', seldom('old'))
+    table.freeze()
+    table.set('c', seldom('new'))
+    expect(textOf(table.get('a'))).to.equal('old')
+    table.thaw()
+    expect([table.get('a'), textOf(table.get('b')), textOf(table.get('c'))]).to.deep.equal([undefined, 'kept', 'new'])
+  })
 })
