@@ -14,7 +14,7 @@ import { defaultTuning } from './engine/engine.js'
 import { Expiry } from './engine/expiry.js'
 import type { KV } from './engine/kv.js'
 import { KvService } from './engine/kv-service.js'
-import { LocalEngine } from './engine/local-engine.js'
+import { LocalEngine, type LocalIdentity } from './engine/local-engine.js'
 import { createLocks, type Locks, type LocksOptions, type NamedLock } from './lock/index.js'
 import { type JobHandle, type JobOptions, type JobOutput, JobRunner } from './mapreduce/index.js'
 import { makeClusterMap, Router } from './shard/cluster-map.js'
@@ -68,8 +68,9 @@ export async function openLocal(options: LocalOptions): Promise<LocalStore> {
   const { location, shards, runtime = systemRuntime, openDatabase = openLevel } = options
   if (typeof location !== 'string' || location === '') throw new InvalidArgumentError('Expected `location` to name the data folder')
   // Checks the number of shards too.
-  const router = (count: number) => new Router(makeClusterMap({ nodes: [{ id: nodeId, address: nodeId }], groups: 1, shards: count, replicas: 1 }))
-  if (shards !== undefined) router(shards)
+  const router = (identity: LocalIdentity) =>
+    new Router(makeClusterMap({ nodes: [{ id: nodeId, address: nodeId }], groups: 1, shards: identity.shards, replicas: 1, name: identity.id }))
+  if (shards !== undefined) router({ shards, id: '' })
   let store: LocalStore | null = null
   const { cacheBytes = defaultTuning.cacheBytes, recordCacheBytes = defaultTuning.recordCacheBytes } = options
   let earlyFailure: unknown = null
@@ -79,7 +80,7 @@ export async function openLocal(options: LocalOptions): Promise<LocalStore> {
   }
   const engine = await LocalEngine.open({ location, openDatabase, runtime, shards, cacheBytes, recordCacheBytes, onFailure })
   try {
-    store = new LocalStore(options, engine, router(engine.shards), runtime)
+    store = new LocalStore(options, engine, router(engine.identity), runtime)
     if (earlyFailure !== null) store.fail(earlyFailure)
     return store
   } catch (error) {

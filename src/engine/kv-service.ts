@@ -25,6 +25,7 @@ import {
   writeResults,
 } from './kv-protocol.js'
 import type { ReadReply, Refusal, ReplicaSource, ServedReplica } from './served-replica.js'
+import { shardOfRange } from './sharding.js'
 import type { RecordCursor } from './state-store.js'
 import type { ValueRecord } from './value-record.js'
 import { WatchService } from './watch-service.js'
@@ -184,6 +185,13 @@ export class KvService {
     }
   }
 
+  /** The group's shards that may have keys of a range: one at most when the range decides the keys' tag. */
+  #shardsOf(group: number, { gte, lt }: ScanRequest): readonly number[] {
+    const { ownership } = this.#options
+    const only = shardOfRange(gte, lt, ownership.shards)
+    return only === undefined ? ownership.shardsOf(group) : ownership.groupOf(only) === group ? [only] : []
+  }
+
   #scan(replica: ServedReplica, payload: Uint8Array, consistency: Consistency, reply: ReplyTo): void {
     const request = readScanRequest(new Reader(payload))
     if (this.#scans >= maxScans) return reply(ReplyStatus.overloaded, nothing)
@@ -194,9 +202,7 @@ export class KvService {
         return refuse(replica, refusal, reply)
       }
       // All cursors are opened in this turn: the page is one point in time of the group.
-      const cursors = this.#options.ownership
-        .shardsOf(replica.group)
-        .map((shard) => replica.machine.scan(shard, request.gte, request.lt, request.reverse))
+      const cursors = this.#shardsOf(replica.group, request).map((shard) => replica.machine.scan(shard, request.gte, request.lt, request.reverse))
       const { appliedIndex } = replica
       mergePage(cursors, request)
         .then(

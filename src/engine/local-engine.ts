@@ -26,6 +26,14 @@ const identityKey = Buffer.from([0x00])
 const identityKind = 0x4c
 const identityVersion = 1
 const defaultShards = 64
+const idBytes = 8
+
+/** What a folder is, for good. */
+export interface LocalIdentity {
+  readonly shards: number
+  /** Tells it from other folders: a cursor of one means nothing in another. */
+  readonly id: string
+}
 
 export interface LocalEngineOptions {
   readonly location: string
@@ -45,7 +53,7 @@ export class LocalEngine implements ReplicaSource {
   readonly #store: StateStore
   readonly #chain: FlushChain
   readonly #replica: LocalReplica
-  #shards = 0
+  #identity: LocalIdentity = { shards: 0, id: '' }
 
   static async open(options: LocalEngineOptions): Promise<LocalEngine> {
     const { location, openDatabase, cacheBytes } = options
@@ -94,26 +102,26 @@ export class LocalEngine implements ReplicaSource {
     this.#replica = new LocalReplica({ group: localGroup, store: this.#store, machine, runtime, onFailure })
   }
 
-  /** How many shards the folder has. */
-  get shards(): number {
-    return this.#shards
+  get identity(): LocalIdentity {
+    return this.#identity
   }
 
   async #open(): Promise<void> {
     const { location, shards: wanted } = this.#options
-    const found = readShards(location, this.#database)
+    const found = readIdentity(location, this.#database)
     await this.#store.open()
     await this.#chain.verify()
-    if (found === undefined && this.#store.appliedIndex > 0) throw new CorruptionError(`${location} does not say how many shards it has`)
-    if (found !== undefined && wanted !== undefined && wanted !== found)
-      throw new RefusedError('WRONG_FOLDER', `${location} has ${found} shards, not ${wanted}`)
-    this.#shards = found ?? wanted ?? defaultShards
+    if (found === undefined && this.#store.appliedIndex > 0) throw new CorruptionError(`${location} has lost its identity`)
+    if (found !== undefined && wanted !== undefined && wanted !== found.shards)
+      throw new RefusedError('WRONG_FOLDER', `${location} has ${found.shards} shards, not ${wanted}`)
+    this.#identity = found ?? { shards: wanted ?? defaultShards, id: Buffer.from(this.#options.runtime.randomBytes(idBytes)).toString('hex') }
     if (found === undefined) await this.#claim()
   }
 
   async #claim(): Promise<void> {
     const batch = this.#database.batch()
-    batch.put(identityKey, new Writer(8).u8(identityKind).u8(identityVersion).varint(this.#shards).finish())
+    const { shards, id } = this.#identity
+    batch.put(identityKey, new Writer(16).u8(identityKind).u8(identityVersion).varint(shards).raw(Buffer.from(id, 'hex')).finish())
     try {
       await batch.write({ sync: true })
     } catch (error) {
@@ -137,8 +145,8 @@ export class LocalEngine implements ReplicaSource {
   }
 }
 
-/** How many shards a folder has; undefined in a new one. */
-function readShards(location: string, database: Database): number | undefined {
+/** Undefined in a new folder. */
+function readIdentity(location: string, database: Database): LocalIdentity | undefined {
   const bytes = database.getSync(identityKey)
   if (bytes === undefined) return undefined
   const reader = new Reader(bytes)
@@ -146,7 +154,7 @@ function readShards(location: string, database: Database): number | undefined {
   if (kind !== identityKind) throw new RefusedError('WRONG_FOLDER', `${location} belongs to a node of a cluster`)
   const version = reader.u8()
   if (version !== identityVersion) throw new CorruptionError(`${location} was written by another version of quorate (version ${version})`)
-  const shards = reader.varint()
+  const identity = { shards: reader.varint(), id: Buffer.from(reader.raw(idBytes)).toString('hex') }
   reader.end()
-  return shards
+  return identity
 }

@@ -20,3 +20,18 @@ export function shardOfTag(beginning: Uint8Array, shards: number): number | unde
   const tag = tagOf(beginning)
   return tag && fnv1a(tag) % shards
 }
+
+/** What all keys in [gte, lt) begin with; a null `lt` means to the end. */
+export function commonBeginning(gte: Uint8Array, lt: Uint8Array | null): Uint8Array {
+  if (lt === null) return gte.subarray(0, 0)
+  let length = 0
+  while (length < gte.length && length < lt.length && gte[length] === lt[length]) length++
+  // Such is the end of a prefix: its last byte is one more, and is never reached.
+  const isEndOfPrefix = lt.length === length + 1 && length < gte.length && lt[length] === gte[length]! + 1
+  return gte.subarray(0, isEndOfPrefix ? length + 1 : length)
+}
+
+/** The one shard that keys in [gte, lt) can be in; undefined when they can be in any. */
+export function shardOfRange(gte: Uint8Array, lt: Uint8Array | null, shards: number): number | undefined {
+  return shardOfTag(commonBeginning(gte, lt), shards)
+}

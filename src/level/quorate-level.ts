@@ -67,8 +67,8 @@ interface PrivateLevelApi {
  * @example
  * import { QuorateLevel } from 'quorate/level'
  *
- * const db = new QuorateLevel(node.kv, { prefix: '{orders}', valueEncoding: 'json' })
- * const paid = db.sublevel('paid')
+ * const db = new QuorateLevel<string, unknown>(node.kv, { prefix: '{orders}', valueEncoding: 'json' })
+ * const paid = db.sublevel('paid', { valueEncoding: 'json' })
  * await db.batch([{ type: 'put', key: '7', value: { total: 30 } }, { type: 'put', sublevel: paid, key: '7', value: true }])
  * for await (const [key, value] of db.iterator({ gte: '5', limit: 10 })) console.log(key, value)
  */

@@ -32,12 +32,13 @@ import type {
 import { batchOf, checkCount, fenceOf, incrementBy, keyBytes, type PlacedTransaction, transactionOf, valueBytes } from '../engine/kv-arguments.js'
 import { getOrPut, update } from '../engine/kv-conveniences.js'
 import { Consistency, type ReadResult, type ScanPage, type ScanRequest } from '../engine/kv-protocol.js'
+import { shardOfRange } from '../engine/sharding.js'
 import { encodeTransaction, readStepResults, type Step, StepKind, type StepResult } from '../engine/transaction.js'
 import type { WatchPage, WatchRequest } from '../engine/watch-protocol.js'
 import type { NodeId } from '../raft/types.js'
 import { Dispatcher, type DispatcherOptions } from './dispatcher.js'
 import type { WriteAnswer } from './operations.js'
-import { countGroups, rangeOf, scanGroups } from './scan.js'
+import { countGroups, type KeyRange, rangeOf, scanGroups } from './scan.js'
 import { keyRange, WatchStream } from './watch.js'
 
 export interface KvClientOptions extends DispatcherOptions {
@@ -120,12 +121,27 @@ export class KvClient implements KV {
 
   scan(options: ScanOptions = {}): AsyncIterable<KeyValue> {
     consistencyOf(options)
-    return scanGroups(options, this.#options.router.dataGroups, (group, request) => this.#scanPage(group, request, options))
+    return scanGroups(
+      options,
+      (range) => this.#groupsOf(range),
+      (group, request) => this.#scanPage(group, request, options),
+    )
   }
 
   async count(options: ScanOptions = {}): Promise<number> {
     consistencyOf(options)
-    return countGroups(options, this.#options.router.dataGroups, (group, request) => this.#scanPage(group, request, options))
+    return countGroups(
+      options,
+      (range) => this.#groupsOf(range),
+      (group, request) => this.#scanPage(group, request, options),
+    )
+  }
+
+  /** Keys with a tag are in one group. */
+  #groupsOf({ gte, lt }: KeyRange): readonly number[] {
+    const { router } = this.#options
+    const shard = shardOfRange(gte, lt, router.shards)
+    return shard === undefined ? router.dataGroups : [router.groupOf(shard)]
   }
 
   get #conveniences() {

@@ -122,20 +122,23 @@ class GroupCursor {
   }
 }
 
+/** The groups that may have keys of a range. */
+type GroupsOf = (range: KeyRange) => readonly number[]
 type FetchPage = (group: number, request: ScanRequest) => Promise<Page>
 
 /** The groups' pages, and how many entries are wanted; null when the range is empty. Throws InvalidArgumentError. */
-function pagesOf(options: ScanOptions, groups: readonly number[], form: ScanForm, fetch: FetchPage): { pages: GroupPages[]; limit: number } | null {
+function pagesOf(options: ScanOptions, groupsOf: GroupsOf, form: ScanForm, fetch: FetchPage): { pages: GroupPages[]; limit: number } | null {
   const { reverse = false, limit = Number.POSITIVE_INFINITY } = options
   if (!(limit >= 0)) throw new InvalidArgumentError(`Expected \`limit\` to be a number of at least 0, got ${limit}`)
   const range = rangeOf(options)
   if (range.lt !== null && Buffer.compare(range.gte, range.lt) >= 0) return null
-  return { pages: groups.map((group) => new GroupPages(range, reverse, form, (request) => fetch(group, request))), limit: Math.floor(limit) }
+  const pages = groupsOf(range).map((group) => new GroupPages(range, reverse, form, (request) => fetch(group, request)))
+  return { pages, limit: Math.floor(limit) }
 }
 
-export async function* scanGroups(options: ScanOptions, groups: readonly number[], fetch: FetchPage): AsyncGenerator<KeyValue, void, void> {
+export async function* scanGroups(options: ScanOptions, groupsOf: GroupsOf, fetch: FetchPage): AsyncGenerator<KeyValue, void, void> {
   const { reverse = false, keysOnly = false } = options
-  const found = pagesOf(options, groups, keysOnly ? ScanForm.keys : ScanForm.entries, fetch)
+  const found = pagesOf(options, groupsOf, keysOnly ? ScanForm.keys : ScanForm.entries, fetch)
   if (found === null) return
   const cursors = found.pages.map((pages) => new GroupCursor(pages))
   for (let left = found.limit; left > 0; left--) {
@@ -154,8 +157,8 @@ export async function* scanGroups(options: ScanOptions, groups: readonly number[
 }
 
 /** How many entries a scan would give. The groups are counted side by side, each up to the limit. */
-export async function countGroups(options: ScanOptions, groups: readonly number[], fetch: FetchPage): Promise<number> {
-  const found = pagesOf(options, groups, ScanForm.count, fetch)
+export async function countGroups(options: ScanOptions, groupsOf: GroupsOf, fetch: FetchPage): Promise<number> {
+  const found = pagesOf(options, groupsOf, ScanForm.count, fetch)
   if (found === null || found.limit === 0) return 0
   const { pages, limit } = found
   const counts = await Promise.all(

@@ -6,6 +6,7 @@ import { type Database, type DatabaseBatch, openLevel } from '../../src/engine/d
 import {
   ClosedError,
   CorruptionError,
+  InvalidArgumentError,
   type LocalStore,
   OutcomeUnknownError,
   openLocal,
@@ -105,6 +106,50 @@ describe('a local store and its disk', () => {
         expect(text(await scanned)).to.equal('new')
       }))
   }
+
+  it('a watch shows nothing that is not on the disk yet, nor does one that begins meanwhile', () =>
+    withDisk(async ({ kv }, disk) => {
+      await kv.put('key', 'first')
+      const watches = [kv.watch({ key: 'key' })]
+      await watches[0]!.ready
+      disk.gate.close()
+      const write = kv.put('key', 'second')
+      await turns(5)
+      watches.push(kv.watch({ key: 'key', cursor: watches[0]!.cursor }))
+      const events = watches.map(async (watch) => {
+        for await (const event of watch) if (event.type === 'put') return text(event)
+        return undefined
+      })
+      for (const event of events) expect(await settled(event)).to.equal(false)
+      disk.gate.open()
+      await write
+      expect(await Promise.all(events)).to.deep.equal(['second', 'second'])
+      for (const watch of watches) watch.close()
+    }))
+
+  it('a watch goes on where it was after the store was opened again', () =>
+    withFolder(async (location) => {
+      const first = await openLocal({ location })
+      const watch = first.kv.watch({ prefix: 'a' })
+      await watch.ready
+      await first.kv.put('a1', 'one')
+      for await (const event of watch) if (event.type === 'put') break
+      const { cursor } = watch
+      await first.kv.put('a2', 'two')
+      await first.kv.delete('a1')
+      await first.close()
+      const second = await openLocal({ location })
+      const seen: string[] = []
+      for await (const event of second.kv.watch({ prefix: 'a', cursor })) {
+        if (event.type === 'bookmark') continue
+        if (seen.push(`${event.type} ${Buffer.from(event.key)}`) === 2) break
+      }
+      expect(seen.sort()).to.deep.equal(['delete a1', 'put a2'])
+      await second.close()
+      const other = await openLocal({ location: join(location, 'other') })
+      expect(() => other.kv.watch({ prefix: 'a', cursor }), 'a cursor of another folder').to.throw(InvalidArgumentError)
+      await other.close()
+    }))
 
   it('a failed sync is final: what was under way is in doubt, what comes later is refused, each with the reason; a store opened anew serves', () =>
     withFolder(async (location) => {

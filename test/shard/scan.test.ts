@@ -71,7 +71,11 @@ describe('scanGroups', () => {
           const groups = Array.from({ length: groupCount }, (_, at) => at + 1)
           const ofGroup = (group: number) => keys.filter((each) => each.reduce((sum, byte) => sum + byte, 0) % groupCount === group - 1)
           const seen: Uint8Array[] = []
-          for await (const entry of scanGroups(options, groups, async (group, request) => pageOf(ofGroup(group), request, pageEntries))) {
+          for await (const entry of scanGroups(
+            options,
+            () => groups,
+            async (group, request) => pageOf(ofGroup(group), request, pageEntries),
+          )) {
             expect(Buffer.from(entry.value).equals(entry.key)).to.equal(true)
             seen.push(entry.key)
           }
@@ -79,7 +83,11 @@ describe('scanGroups', () => {
           if (options.reverse) expected.reverse()
           const within = expected.slice(0, Math.floor(options.limit ?? Number.POSITIVE_INFINITY))
           expect(hex(seen)).to.deep.equal(hex(within))
-          const counted = await countGroups(options, groups, async (group, request) => pageOf(ofGroup(group), request, pageEntries))
+          const counted = await countGroups(
+            options,
+            () => groups,
+            async (group, request) => pageOf(ofGroup(group), request, pageEntries),
+          )
           expect(counted).to.equal(within.length)
         },
       ),
@@ -96,7 +104,7 @@ describe('scanGroups', () => {
     const take = async (options: ScanOptions, count: number) => {
       requests.length = 0
       let left = count
-      for await (const _entry of scanGroups(options, [1], fetch)) if (--left === 0) break
+      for await (const _entry of scanGroups(options, () => [1], fetch)) if (--left === 0) break
       return requests.map(({ maxEntries }) => maxEntries)
     }
     expect(await take({ limit: 3 }, 100)).to.deep.equal([3])
@@ -109,10 +117,14 @@ describe('scanGroups', () => {
 
   it('refuses a limit that is none, and ends with the error of a page', async () => {
     const first = async (options: ScanOptions, failure: Error | null = null) => {
-      const groups = scanGroups(options, [1, 2], async () => {
-        if (failure !== null) throw failure
-        return { entries: [], count: 0, last: null, more: false }
-      })
+      const groups = scanGroups(
+        options,
+        () => [1, 2],
+        async () => {
+          if (failure !== null) throw failure
+          return { entries: [], count: 0, last: null, more: false }
+        },
+      )
       try {
         await groups.next()
       } catch (error) {
