@@ -37,6 +37,7 @@ export function parseInteger(value: Uint8Array): bigint | null {
   return isInteger(number) ? number : null
 }
 
+/** The text of a number. In memory of its own: answers are kept for long, and a small Buffer would hold on to what it shares a pool with. */
 export function formatInteger(value: bigint): Uint8Array {
-  return Buffer.from(value.toString(), 'latin1')
+  return new Uint8Array(Buffer.from(value.toString(), 'latin1'))
 }

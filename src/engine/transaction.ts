@@ -158,7 +158,8 @@ export function runTransaction({ wantsResults, compares, branches }: Transaction
         kind satisfies never
     }
   }
-  return { writes, body: results?.finish() }
+  // A copy of just its size: it may be kept for long, and the writer's buffer is larger, or a part of one that others share.
+  return { writes, body: results === null ? undefined : new Uint8Array(results.view()) }
 }
 
 function holds({ version, revision, value, isAbsent }: KeyCondition, stored: StoredValue | undefined): boolean {
