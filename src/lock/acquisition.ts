@@ -9,10 +9,14 @@ import type { QuorateError } from '../base/errors.js'
 import { type CellState, type CellWrite, type LockCell, tokenOf } from './cell.js'
 import { HeldLock } from './handle.js'
 import { marginMs } from './observation.js'
-import { conflictDelayMs, Pace, pause, pollDelayMs, troubleDelayMs } from './poll.js'
+import { conflictDelayMs, Pace, pause, pollDelayMs, troubleDelayMs, watchedPollDelayMs } from './poll.js'
 import { type LockRecord, maxWaiters, nonceBytes, nonceFromBytes } from './record.js'
 import type { LockSession } from './session.js'
 import { removeTraces, Traces } from './tidy.js'
+import type { Wakeup } from './wakeup.js'
+
+/** The head of the queue watches the record, and whoever comes after it: a release is news for them alone. All others poll, so that a change does not wake them all. */
+const lastWatchedPlace = 1
 
 export interface AcquisitionOptions {
   readonly name: string
@@ -28,7 +32,7 @@ type Step =
   | { readonly type: 'granted' }
   | { readonly type: 'claim' }
   | { readonly type: 'queue' }
-  | { readonly type: 'wait'; readonly untilMs: number }
+  | { readonly type: 'wait'; readonly untilMs: number; readonly place: number }
   | { readonly type: 'taken' }
 
 export class Acquisition {
@@ -37,6 +41,7 @@ export class Acquisition {
   readonly #cell: LockCell
   readonly #traces: Traces
   readonly #pace = new Pace()
+  readonly #wakeup: Wakeup
   /** The greatest beat written under the nonce. */
   #beat = -1
   #conflicts = 0
@@ -47,6 +52,7 @@ export class Acquisition {
     this.#session = session
     this.#options = options
     this.#cell = session.cell(options.name)
+    this.#wakeup = this.#cell.wakeup()
     this.#traces = new Traces(nonceFromBytes(session.runtime.randomBytes(nonceBytes)))
   }
 
@@ -62,6 +68,7 @@ export class Acquisition {
       held = await this.#run()
       return held
     } finally {
+      this.#wakeup.close()
       if (held === null && this.#traces.written) {
         const { name } = this.#options
         this.#session.background(removeTraces(this.#session, name, this.#traces).then(() => {}))
@@ -72,9 +79,12 @@ export class Acquisition {
   async #run(): Promise<HeldLock | null> {
     const { runtime, requestTimeoutMs, observations } = this.#session
     const { name, stop } = this.#options
+    /** The record as a watch has just told it. */
+    let told: CellState | null = null
     for (;;) {
       stop.throwIfAborted()
-      const read = await this.#cell.read({ signal: stop, timeoutMs: requestTimeoutMs })
+      const read = told === null ? await this.#cell.read({ signal: stop, timeoutMs: requestTimeoutMs }) : { type: 'read' as const, state: told }
+      told = null
       if (read.type === 'trouble') {
         await this.#afterTrouble(read.error)
         continue
@@ -89,8 +99,9 @@ export class Acquisition {
         case 'wait':
           this.#conflicts = 0
           this.#failures = 0
+          if (step.place <= lastWatchedPlace) this.#wakeup.open()
           // At least a millisecond: what is left may be less than the clock can tell.
-          await pause(runtime, Math.max(step.untilMs - nowMs, 1), stop)
+          told = await this.#wakeup.wait(runtime, Math.max(step.untilMs - nowMs, 1), stop, state, (later) => this.#concerns(state, later))
           break
         case 'queue':
           await this.#write(state, (record) => this.#queued(record))
@@ -119,8 +130,19 @@ export class Acquisition {
     if (!this.#options.wait) return { type: 'taken' }
     if (place === -1 && record.waiters.length < maxWaiters) return { type: 'queue' }
     const heldForMs = record.holder === null ? 0 : nowMs - observation.holderSinceMs
-    const pollAtMs = nowMs + pollDelayMs(heldForMs, position, this.#pace, this.#session.runtime)
-    return { type: 'wait', untilMs: Math.min(pollAtMs, claimableAtMs) }
+    const { runtime } = this.#session
+    const delayMs = this.#wakeup.isLive ? watchedPollDelayMs(position, runtime) : pollDelayMs(heldForMs, position, this.#pace, runtime)
+    return { type: 'wait', untilMs: Math.min(nowMs + delayMs, claimableAtMs), place: position }
+  }
+
+  /** Whether a record that a watch tells is a reason to stop waiting: it is this one's turn. */
+  #concerns(seen: CellState, { record, revision }: CellState): boolean {
+    const { nonce } = this.#traces
+    const { runtime, observations } = this.#session
+    // A renewal is seen the sooner.
+    if (revision > seen.revision) observations.of(this.#options.name).observe(record, runtime.nowMs())
+    const place = record.waiters.findIndex((waiter) => waiter.nonce === nonce)
+    return record.holder === null && place <= 0
   }
 
   #queued(record: LockRecord): LockRecord {

@@ -15,6 +15,7 @@ import { ConditionFailedError, OutcomeUnknownError, OverloadedError, type Quorat
 import type { KV } from '../engine/kv.js'
 import { guardKeyOf } from './guard.js'
 import { decodeRecord, encodeRecord, freeRecord, type LockRecord } from './record.js'
+import { Wakeup } from './wakeup.js'
 
 /** What a read has shown. Revision 0: the key is absent, which reads as a free record. */
 export interface CellState {
@@ -48,6 +49,11 @@ export class LockCell {
     this.#kv = kv
     this.#key = key
     this.guardKey = guardKeyOf(key)
+  }
+
+  /** What tells a waiter of changes of the record. */
+  wakeup(): Wakeup {
+    return new Wakeup(this.#kv, this.#key)
   }
 
   /** Trouble of the store that may pass is a result; an abort and errors that will not pass are thrown. */

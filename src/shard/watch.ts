@@ -170,16 +170,15 @@ export class WatchStream implements Watch {
   }
 
   #pause(delayMs: number): Promise<void> {
+    const { signal } = this.#stop
     return new Promise((resolve) => {
-      const cancel = this.#source.runtime.schedule(delayMs, resolve)
-      this.#stop.signal.addEventListener(
-        'abort',
-        () => {
-          cancel()
-          resolve()
-        },
-        { once: true },
-      )
+      const end = () => {
+        cancel()
+        signal.removeEventListener('abort', end)
+        resolve()
+      }
+      const cancel = this.#source.runtime.schedule(delayMs, end)
+      signal.addEventListener('abort', end, { once: true })
     })
   }
 
