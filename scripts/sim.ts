@@ -14,7 +14,7 @@ import { shrinkPlan } from '../src/testing/node-simulation/shrink.js'
 import { runNodeSimulation } from '../src/testing/node-simulation/simulation.js'
 import { type CampaignSummary, runCampaign, runMutation } from '../src/testing/simulation/campaign.js'
 import { mutations } from '../src/testing/simulation/mutations.js'
-import { drawPlan } from '../src/testing/simulation/plan.js'
+import { drawPlan, type SimulationPlan } from '../src/testing/simulation/plan.js'
 import { runSimulation, type SimulationParts, soundParts } from '../src/testing/simulation/simulation.js'
 
 const usage = `usage: npm run sim -- [options]
@@ -242,17 +242,20 @@ async function main(): Promise<number> {
   }
 
   let parts = soundParts
+  let drawPlanOf: (seed: number) => SimulationPlan = drawPlan
   if (values.mutation !== undefined) {
     const mutation = mutations.find(({ name }) => name === values.mutation)
     if (mutation === undefined) throw new RangeError(`no mutation ${values.mutation}; there are: ${mutations.map(({ name }) => name).join(', ')}`)
     parts = mutation.parts()
+    drawPlanOf = mutation.plan ?? drawPlan
   }
 
   if (values.seed !== undefined) {
     const seed = integer(values.seed, 'seed', 1)
-    if (!values.json) print(`plan ${JSON.stringify(drawPlan(seed), null, 2)}`)
+    const plan = drawPlanOf(seed)
+    if (!values.json) print(`plan ${JSON.stringify(plan, null, 2)}`)
     const { line, flush } = lineBlocks()
-    const result = runSimulation({ seed, parts, ...(values.json ? {} : { onLine: line }) })
+    const result = runSimulation({ seed, plan, parts, ...(values.json ? {} : { onLine: line }) })
     flush()
     print(JSON.stringify(result, null, 2))
     return result.violation === null ? 0 : 1

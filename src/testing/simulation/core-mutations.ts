@@ -6,6 +6,7 @@
 import type { Consensus, RaftOptions } from '../../raft/types.js'
 import type { Mutation } from './mutations.js'
 import { loadPatchedCore, type Patch } from './patched-core.js'
+import { drawLateSnapshots } from './plan.js'
 import { soundParts } from './simulation.js'
 
 function patched(name: string, description: string, ...patches: Patch[]): Mutation {
@@ -97,6 +98,14 @@ export const coreMutations: readonly Mutation[] = [
     find: 'leader !== message.from || !isOwnVoter ||',
     replace: 'leader !== message.from ||',
   }),
+  {
+    ...patched('campaigns-on-after-removal', 'A campaign goes on although a snapshot says that the candidate was removed (D3.26)', {
+      file: 'core',
+      find: `role !== 'follower' && !mayLead`,
+      replace: 'false',
+    }),
+    plan: drawLateSnapshots,
+  },
   patched('snapshot-keeps-conflicting-log', 'What follows a snapshot stays in the log though it follows on another entry (D6.47)', {
     file: 'log',
     find: 'if (this.termAt(index) === term) {',

@@ -107,6 +107,19 @@ export function drawBareStorm(seed: number): SimulationPlan {
   return drawStorm(drawSteady(seed, random), random, true)
 }
 
+/** A plan full of changes of members, and of snapshots that arrive at any moment, after leaders and members have changed: for bugs that need the two to meet. */
+export function drawLateSnapshots(seed: number): SimulationPlan {
+  const plan = drawPlan(seed)
+  const electionTimeoutUs = plan.host.limits.electionTimeoutMs * 1000
+  return {
+    ...plan,
+    host: { ...plan.host, snapshotUs: electionTimeoutUs * 3 },
+    faultEveryUs: Math.min(plan.faultEveryUs, electionTimeoutUs),
+    faults: [...plan.faults, ...new Array<FaultKind>(6).fill('unasked-snapshot'), 'leader-mute', 'isolate-leader', 'split'],
+    membershipEveryUs: electionTimeoutUs * 3,
+  }
+}
+
 /** The largest drift at which a lease is safe: (1 - drift) / (1 + drift) stays above its share of the election timeout. */
 const leaseDrift = 0.1
 
