@@ -131,4 +131,13 @@ describe('Host', () => {
       // It had not been asked yet to take over: that it leads is its own doing.
       expect(await outcome).to.equal('lost')
     }))
+
+  it('a node that is in no map any more is answered where it was heard', () =>
+    withEngine(async (fixture) => {
+      fixture.known = ['b', 'c']
+      fixture.append('a', 1, [0, 0], run(1, 1, 1), 1)
+      await until(() => sentTo(fixture, 'a').some(({ type }) => type === 'append-reply'))
+      expect(fixture.engine.host.addressOf('a')).to.equal('address of a')
+      expect(fixture.engine.host.addressOf('nobody')).to.equal(undefined)
+    }))
 })

@@ -194,4 +194,16 @@ describe('ClusterMap', () => {
     router.update(withNode(router.map, { id: 'n2', address: 'newest', incarnation: 0 })!)
     expect(router.addressOf('n2')).to.equal('newest')
   })
+
+  it('a node that the map has no more is still reached where it was heard last: its groups can let go of it only while they hear it', () => {
+    const router = new Router(makeClusterMap({ nodes: nodesOf(3) }))
+    router.heard('n2', '127.0.0.1:9000')
+    expect(router.update(withoutNode(router.map, 'n2', null)!)).to.equal(true)
+    expect(router.map.nodes.map(({ id }) => id)).to.deep.equal(['n1', 'n3'])
+    expect(router.addressOf('n2')).to.equal('127.0.0.1:9000')
+    expect(router.addressOf('n9')).to.equal(undefined)
+    // Of another cluster's map nothing is left.
+    router.replace(makeClusterMap({ nodes: nodesOf(1) }))
+    expect(router.addressOf('n2')).to.equal(undefined)
+  })
 })

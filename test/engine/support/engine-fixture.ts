@@ -71,6 +71,8 @@ export class EngineFixture {
   readonly logGate = new DiskGate()
   readonly stateGate = new DiskGate()
   readonly failures: unknown[] = []
+  /** The nodes of the cluster's map; null for all that may be asked for. */
+  known: readonly string[] | null = null
   /** Timers that are set: they have neither fired nor been called off. */
   readonly timers = new Set<object>()
   readonly #runtime: Runtime = {
@@ -127,7 +129,7 @@ export class EngineFixture {
         runtime: this.#runtime,
         messenger: this.messenger,
         tuning: { ...defaultTuning, electionTimeoutMs: 600_000, heartbeatIntervalMs: 100_000, ...tuning },
-        addressOf: (nodeId) => `address of ${nodeId}`,
+        addressOf: (nodeId) => (this.known?.includes(nodeId) === false ? undefined : `address of ${nodeId}`),
         onFailure: (error) => this.failures.push(error),
         onStatus: () => {},
       })
