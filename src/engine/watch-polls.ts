@@ -179,10 +179,16 @@ export class WatchPolls {
     const { history, revisionOf } = this.#options
     if (!history.hasWoken) return
     const matched = new Set<Poll>()
+    const behind = new Set<Poll>()
     const woken = history.takeWoken()
     for (const shard of woken) {
       const watched = this.#shards.get(shard)
       if (watched === undefined) continue
+      if (history.oldest(shard) > watched.told + 1) {
+        // A flush in between has let go of what is to be told: whoever waits is sent back with what it has, and hears of the gap when it asks again.
+        for (const poll of [...watched.ranges, ...[...watched.byKey.values()].flatMap((polls) => [...polls])]) behind.add(poll)
+        continue
+      }
       history.read(shard, watched.told, ({ key }) => {
         for (const poll of watched.byKey.get(key) ?? []) matched.add(poll)
         for (const poll of watched.ranges) if (poll.matches(key)) matched.add(poll)
@@ -190,7 +196,8 @@ export class WatchPolls {
       })
     }
     // Before they were told this they had been told everything: nothing older is looked at again.
-    for (const poll of matched) this.#answer(poll)
+    for (const poll of behind) this.#expire(poll)
+    for (const poll of matched) if (!behind.has(poll)) this.#answer(poll)
     for (const shard of woken) {
       const watched = this.#shards.get(shard)
       if (watched !== undefined) watched.told = revisionOf(shard)

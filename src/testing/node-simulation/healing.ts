@@ -19,6 +19,7 @@ import type { SimulatedNetwork } from './network.js'
 import { calmNetwork, keyNumbers, type NodePlan } from './plan.js'
 import type { RequestLedger } from './requests.js'
 import { describeError, type SimulatedNode } from './simulated-node.js'
+import type { NodeWatchers } from './watchers.js'
 import type { NodeWorkload } from './workload.js'
 import { keyName } from './workload.js'
 import type { World } from './world.js'
@@ -32,6 +33,7 @@ export interface HealingEnvironment {
   readonly checker: NodeInvariants
   readonly workload: NodeWorkload
   readonly requests: RequestLedger
+  readonly watchers: NodeWatchers
   readonly history: History
   /** The cluster map, as far as it is committed. */
   map(): ClusterMap
@@ -68,6 +70,7 @@ export class NodeHealing {
     await this.#converge()
     this.#checkStates('after healing')
     this.#checkHistory()
+    await this.#tellWatchers('after healing')
     trace('-', 'power-loss-all')
     for (const node of nodes) node.crash(true)
     await this.#open()
@@ -75,6 +78,7 @@ export class NodeHealing {
     await this.#converge()
     await this.#readAll('after all power failed')
     this.#checkStates('after all power failed')
+    await this.#tellWatchers('after all power failed')
     checker.reach('healed')
   }
 
@@ -181,6 +185,13 @@ export class NodeHealing {
       const key = `a-fresh-${number}`
       if (shardOf(Buffer.from(key), plan.shards) % plan.groups === group) return key
     }
+  }
+
+  /** W5 */
+  async #tellWatchers(when: string): Promise<void> {
+    const { watchers } = this.#environment
+    const nodes = this.#askable()
+    if (!(await this.#eventually(() => watchers.behind(nodes) === null))) this.#fail('W5', `${when} ${watchers.behind(nodes)}`)
   }
 
   async #converge(): Promise<void> {

@@ -94,6 +94,18 @@ export interface PlannedOperation {
   readonly abortAfterMs: number | null
 }
 
+/** A watch that goes on until the end, over all lives of its node. */
+export interface PlannedWatch {
+  readonly atUs: number
+  readonly client: number
+  readonly of: 'all' | 'tag' | 'key'
+  /** The key, or one of the tag. */
+  readonly key: number
+  readonly bookmarks: boolean
+  /** It takes so long for each event. */
+  readonly pauseMs: number
+}
+
 export interface PlannedTuning {
   readonly electionTimeoutMs: number
   readonly heartbeatIntervalMs: number
@@ -109,6 +121,7 @@ export interface PlannedTuning {
   readonly snapshotChunkBytes: number
   readonly snapshotBytesPerSecond: number
   readonly sessionTtlMs: number
+  readonly historyBytes: number
 }
 
 export interface NodePlan {
@@ -133,6 +146,7 @@ export interface NodePlan {
   readonly clockDrift: number
   readonly faults: readonly PlannedFault[]
   readonly operations: readonly PlannedOperation[]
+  readonly watches: readonly PlannedWatch[]
 }
 
 /** The network once faults have stopped. */
@@ -199,6 +213,7 @@ export function drawNodePlan(seed: number): NodePlan {
       snapshotBytesPerSecond: random.pick([200000, 2000000, 67108864]),
       // Longer than any request is repeated.
       sessionTtlMs: attemptTimeoutMs * times.pick([10, 10, 20, 1000]),
+      historyBytes: new SeededRandom(seed, 'node history').pick([0, 1000, 67108864, 67108864]),
     },
     attemptTimeoutMs,
     disk: {
@@ -224,6 +239,7 @@ export function drawNodePlan(seed: number): NodePlan {
     clockDrift,
     faults: drawFaults(shape),
     operations: drawOperations(shape),
+    watches: drawWatches(shape),
   }
 }
 
@@ -288,6 +304,22 @@ function drawSteps(random: SeededRandom, tag: number, reads: boolean): PlannedSt
   const kinds = reads ? (['put', 'put', 'get', 'delete'] as const) : (['put', 'put', 'delete'] as const)
   const members = Array.from({ length: keysOfTag }, (_, member) => member).filter(() => random.chance(0.6))
   return (members.length === 0 ? [0] : members).map((member) => ({ kind: random.pick(kinds), key: tag + member }))
+}
+
+/** In half of the runs. */
+function drawWatches({ seed, clients, keys, faultyUs, electionTimeoutUs }: PlanShape): PlannedWatch[] {
+  const random = new SeededRandom(seed, 'node watches')
+  return Array.from({ length: random.pick([0, 0, 1, 3]) }, () => {
+    const of = random.pick(['all', 'all', 'tag', 'key'] as const)
+    return {
+      atUs: random.integer(0, faultyUs / 2),
+      client: random.integer(0, clients.length - 1),
+      of,
+      key: of === 'tag' ? random.integer(1, tags) * keysPerTag : random.integer(0, keys - 1),
+      bookmarks: random.chance(0.5),
+      pauseMs: random.chance(0.3) ? electionTimeoutUs / 1000 / random.pick([100, 10]) : 0,
+    }
+  })
 }
 
 /** Leases rest on clocks whose rates are less than a seventh apart; no other promise rests on clocks. */

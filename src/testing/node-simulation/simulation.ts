@@ -21,6 +21,7 @@ import { drawNodePlan, type NodePlan } from './plan.js'
 import { RequestLedger } from './requests.js'
 import { Seams } from './seams.js'
 import { describeError, type NodeEnvironment, SimulatedNode } from './simulated-node.js'
+import { NodeWatchers } from './watchers.js'
 import { NodeWorkload } from './workload.js'
 import { World } from './world.js'
 
@@ -186,6 +187,13 @@ class NodeSimulation {
       plan.operations,
     )
     this.workload = workload
+    const watchers = new NodeWatchers({
+      world,
+      plan,
+      checker: this.checker,
+      home: (client) => this.nodes[plan.clients[client]! % this.nodes.length]!,
+      violation: (invariant, message) => this.#violation(invariant, message),
+    })
     const restartEnded = (): void => {
       for (const node of this.nodes) if (node.state === 'down' && node.mustTryAgain) node.start()
     }
@@ -204,6 +212,7 @@ class NodeSimulation {
       checker: this.checker,
       workload,
       requests: this.requests,
+      watchers,
       history: this.history,
       map: this.map,
       replicas: this.replicas,

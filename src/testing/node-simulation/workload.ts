@@ -25,6 +25,11 @@ export function keyName(number: number): string {
   return number < keysPerTag ? `key-${number}` : `{tag-${Math.floor(number / keysPerTag)}}-${number % keysPerTag}`
 }
 
+/** What the names of the keys of a tag begin with. */
+export function keyPrefix(number: number): string {
+  return `{tag-${Math.floor(number / keysPerTag)}}`
+}
+
 export class NodeWorkload {
   readonly counts: Record<string, number> = {}
   readonly #environment: WorkloadEnvironment
