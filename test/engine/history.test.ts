@@ -333,6 +333,38 @@ describe('WatchPolls', () => {
       { historyBytes: 4000, historyJoinBytes: 500 },
     ))
 
+  it('a flush that lets go of what is not told yet is a gap for those who wait: they are sent back to ask from where they are', () =>
+    withMachine(
+      async (fixture) => {
+        const [shard, other] = [shardOfKey('k'), shardOfKey('{s}')]
+        const { watches, history } = fixture.machine
+        put(fixture, 'k', '1')
+        await flush(fixture)
+        await history.load()
+        const waiting = [everything([{ shard, after: 1 }]), everything([{ shard, after: 1 }], keyOnly('k'))].map((request) => ask(fixture, request))
+        const both = ask(
+          fixture,
+          everything([
+            { shard: other, after: 0 },
+            { shard, after: 1 },
+          ]),
+        )
+        put(fixture, 'k', '2')
+        put(fixture, '{s}a', '1')
+        await flush(fixture)
+        put(fixture, 'k', '3')
+        watches.wake()
+        for (const asked of waiting) {
+          expect(asked.answers).to.equal(1)
+          expect(asked.page?.sections).to.deep.equal([{ shard, events: [], position: 1 }])
+        }
+        // It hears of neither, and misses neither.
+        expect(both.page?.sections.map(({ position }) => position)).to.deep.equal([0, 1])
+        expect(watches.missing(everything([{ shard, after: 1 }]))).to.deep.equal([{ shard, after: 2 }])
+      },
+      { historyBytes: 0 },
+    ))
+
   it('a block that is missing is told, not passed over', () =>
     withMachine(async (fixture) => {
       const shard = shardOfKey('k')

@@ -1,9 +1,12 @@
 /**
- * Known bugs between the caller and the state machine, put back by the seams: what makes a key-value store lie to its clients though its consensus is sound. Each breaks one of K1 to K6.
+ * Known bugs between the caller and the state machine, put back by the seams: what makes a key-value store lie to its clients though its consensus is sound. Each breaks one of K1 to K6, or what watches promise.
  */
 import { OutcomeUnknownError, UnavailableError } from '../../base/errors.js'
 import { CommandStatus } from '../../engine/command.js'
+import { History } from '../../engine/history.js'
 import { KvMachine } from '../../engine/kv-machine.js'
+import { RecordType } from '../../engine/records.js'
+import { Replica } from '../../engine/replica.js'
 import { SessionRecord } from '../../engine/session-record.js'
 import type { RecordCursor } from '../../engine/state-store.js'
 import { StateStore } from '../../engine/state-store.js'
@@ -156,6 +159,47 @@ export const clientMutations: readonly NodeMutation[] = [
             close: async () => {},
           }
           return cursor as RecordCursor
+        }
+      })
+    },
+  },
+  {
+    name: 'event-left-out',
+    description: 'Of the writes of a transaction only the first is in the history that watches are told (W2, W3)',
+    plant: (seams) => {
+      const last = new WeakMap<History, Map<number, number>>()
+      seams.replace(History, 'record', (record) => {
+        return function (shard, key, value, revision) {
+          const revisions = last.get(this) ?? new Map<number, number>()
+          last.set(this, revisions)
+          if (revisions.get(shard) === revision) return
+          revisions.set(shard, revision)
+          record.call(this, shard, key, value, revision)
+        }
+      })
+    },
+  },
+  {
+    name: 'event-told-twice',
+    description: 'A watch goes on with the event that it ended with (W1)',
+    plant: (seams) => {
+      seams.replace(History, 'read', (read) => {
+        return function (shard, after, visitor) {
+          read.call(this, shard, Math.max(0, after - 1), visitor)
+        }
+      })
+    },
+  },
+  {
+    name: 'snapshot-without-history',
+    description: 'A snapshot leaves out the history: whoever leads after it cannot tell watches what they missed (W4)',
+    plant: (seams) => {
+      seams.replace(Replica, 'stage', (stage) => {
+        return function (records) {
+          return stage.call(
+            this,
+            records.filter(([key]) => key[2] !== RecordType.history),
+          )
         }
       })
     },
