@@ -63,10 +63,15 @@ export class WatchService {
     try {
       this.#answer(replica, request, reply)
     } catch (error) {
-      // A history that cannot be read: another replica's may be whole.
-      if (!(error instanceof CorruptionError)) throw error
-      reply(ReplyStatus.stopped, nothing)
+      this.#fail(replica, error, reply)
     }
+  }
+
+  /** The history cannot be read: another replica's may be whole. */
+  #fail(replica: ServedReplica, error: unknown, reply: (status: ReplyStatus, body: Uint8Array) => void): void {
+    reply(ReplyStatus.stopped, nothing)
+    if (!(error instanceof CorruptionError)) throw error
+    replica.damaged(error)
   }
 
   #answer(replica: ServedReplica, request: WatchRequest, reply: (status: ReplyStatus, body: Uint8Array) => void): void {
@@ -75,7 +80,8 @@ export class WatchService {
     if (machine.watches.needsLoad(request)) {
       machine.history.load().then(
         () => this.#await(replica, request, reply),
-        () => reply(ReplyStatus.stopped, nothing),
+        // A store that is being closed does not iterate either; only damage is news.
+        (error: unknown) => (error instanceof CorruptionError ? this.#fail(replica, error, reply) : reply(ReplyStatus.stopped, nothing)),
       )
       return
     }

@@ -1,15 +1,18 @@
 /** Watches at a group, over a real engine: what they are answered, bad input, bounds, and how they end; and that «now» is asked of a majority. */
 import { expect } from 'chai'
 import { Reader, Writer } from '../../src/base/codec.js'
+import { CorruptionError } from '../../src/base/errors.js'
 import { systemRuntime } from '../../src/base/runtime.js'
 import { defaultLimits, shardOf } from '../../src/engine/command.js'
+import type { KvMachine } from '../../src/engine/kv-machine.js'
 import { ReplyStatus, RequestKind } from '../../src/engine/kv-protocol.js'
 import { KvService, type Ownership } from '../../src/engine/kv-service.js'
+import { RecordType, shardPrefix } from '../../src/engine/records.js'
 import type { ReadReply, ServedReplica } from '../../src/engine/served-replica.js'
 import { readOldest, readWatchPage, type WatchRequest, writeWatchRequest } from '../../src/engine/watch-protocol.js'
 import { withFolder } from '../support/folders.js'
 import { EngineFixture, HandMessenger, putBatch, testShards, until } from './support/engine-fixture.js'
-import { machineShards, withMachine } from './support/machine-fixture.js'
+import { machineShards, shardOfKey, withMachine } from './support/machine-fixture.js'
 
 const allShards = Array.from({ length: testShards }, (_, shard) => shard)
 const ownership: Ownership = { shards: testShards, groupOf: (shard) => (shard === testShards - 1 ? 2 : 1), shardsOf: () => allShards }
@@ -68,6 +71,31 @@ async function withFixture(run: (fixture: Fixture) => Promise<void>, maxPolls?: 
       await fixture.engine.close()
     }
   })
+}
+
+/** A replica that is driven by hand. */
+function servedBy(machine: KvMachine): ServedReplica {
+  return {
+    group: 1,
+    machine,
+    appliedIndex: 0,
+    stopped: false,
+    isLeader: true,
+    leaderNode: 'other',
+    term: 1,
+    logTimeMs: () => 0,
+    damaged: (error) => {
+      throw error
+    },
+    propose: () => {},
+    awaitReadable: (reply) => reply(null),
+    awaitAny: (reply) => reply(null),
+  }
+}
+
+function serviceOptions() {
+  const all = { shards: machineShards, groupOf: () => 1, shardsOf: () => [] }
+  return { messenger: new HandMessenger(), ownership: all, limits: defaultLimits, runtime: systemRuntime }
 }
 
 const shard = shardOf(Buffer.from('k'), testShards)
@@ -140,26 +168,36 @@ describe('watches at a group', () => {
       expect((await fixture.watch(everything([{ shard, after: 0 }]))).status).to.equal(ReplyStatus.wrongGroup)
     }))
 
+  it('a history that is damaged stops the replica, and whoever asked goes elsewhere', () =>
+    withMachine(async (fixture) => {
+      const failures: unknown[] = []
+      const { machine, store } = fixture
+      const replica = { ...servedBy(machine), damaged: (error: unknown) => failures.push(error) }
+      const service = new KvService({ ...serviceOptions(), host: { replica: () => replica } })
+      fixture.apply(putBatch(1, 'k', 'v'))
+      store.flushSoon()
+      await store.flushed()
+      store.set(`${shardPrefix(shardOfKey('k'), RecordType.history)}${'\0'.repeat(7)}\x01`, null)
+      const asked = new Promise<ReplyStatus>((resolve) =>
+        service.handle(RequestKind.watch, 1, everything([{ shard: shardOfKey('k'), after: 0 }]), (status) => resolve(status)),
+      )
+      expect(await asked).to.equal(ReplyStatus.stopped)
+      expect(failures).to.have.length(1)
+      expect(failures[0]).to.be.instanceOf(CorruptionError)
+    }))
+
   it('a leader that cannot reach a majority begins no watch, and ends those that wait when it learns that it is deposed', () =>
     withMachine(async ({ machine }) => {
       const reads: ReadReply[] = []
       let isLeader = true
       const deposed: ServedReplica = {
-        group: 1,
-        machine,
-        appliedIndex: 0,
-        stopped: false,
+        ...servedBy(machine),
         get isLeader() {
           return isLeader
         },
-        leaderNode: 'other',
-        propose: () => {},
         awaitReadable: (reply) => reads.push(reply),
-        awaitAny: (reply) => reply(null),
       }
-      const all = { shards: machineShards, groupOf: () => 1, shardsOf: () => [] }
-      const options = { messenger: new HandMessenger(), ownership: all, limits: defaultLimits, runtime: systemRuntime }
-      const service = new KvService({ ...options, host: { replica: () => deposed } })
+      const service = new KvService({ ...serviceOptions(), host: { replica: () => deposed } })
       const replies: Reply[] = []
       const ask = (payload: Uint8Array) => service.handle(RequestKind.watch, 1, payload, (status, body) => replies.push({ status, body }))
       // Both need to know what the latest state is: this replica may be behind it.
