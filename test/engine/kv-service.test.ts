@@ -1,8 +1,10 @@
 /** What a group answers, over a real engine of one member: limits of replies, bad input, and failures of the disk. */
 import { expect } from 'chai'
 import { Reader, Writer } from '../../src/base/codec.js'
+import { CorruptionError } from '../../src/base/errors.js'
 import { systemRuntime } from '../../src/base/runtime.js'
 import { CommandType, defaultLimits, shardOf, writeBatchHeader, writeCommand } from '../../src/engine/command.js'
+import { openLevel } from '../../src/engine/database.js'
 import { defaultTuning, type EngineTuning, shareTuning } from '../../src/engine/engine.js'
 import { ReplyStatus, RequestKind, readReadResult, readScanPage, ScanForm, writeReadKeys, writeScanRequest } from '../../src/engine/kv-protocol.js'
 import { KvService, type Ownership } from '../../src/engine/kv-service.js'
@@ -134,6 +136,51 @@ describe('KvService', () => {
       },
       { flushAfterMs: 1 },
     ))
+
+  it('hazard D9: damage that a read meets in the state database is told as damage: the group stops here, and its replica can be replaced', () =>
+    withFolder(async (folder) => {
+      for (const how of ['read', 'scan'] as const) {
+        const fixture = new ServiceFixture(`${folder}/${how}`)
+        let isDamaged = false
+        fixture.engine.openDatabase = async (location, options) => {
+          const database = await openLevel(location, options)
+          if (!location.endsWith('state')) return database
+          const check = () => {
+            if (isDamaged) throw new CorruptionError('a block of a table')
+          }
+          const iterate: typeof database.iterate = (range) => {
+            const iterator = database.iterate(range)
+            return {
+              nextv: async (count) => {
+                check()
+                return iterator.nextv(count)
+              },
+              close: () => iterator.close(),
+            }
+          }
+          const getSync: typeof database.getSync = (key) => {
+            check()
+            return database.getSync(key)
+          }
+          return { ...database, getSync, iterate }
+        }
+        await fixture.open()
+        try {
+          await fixture.put('k', 'v')
+          isDamaged = true
+          const range = { gte: Buffer.alloc(0), lt: null, reverse: false, form: ScanForm.entries, maxEntries: 10, maxBytes: 1000 }
+          const writer = new Writer()
+          writeScanRequest(writer, range)
+          const { status } = await (how === 'read' ? fixture.read([place('absent')]) : fixture.ask(RequestKind.scan, writer.finish()))
+          expect(status).to.equal(ReplyStatus.stopped)
+          expect(fixture.engine.failures[0]).to.be.instanceOf(CorruptionError)
+          expect((await fixture.put('k', 'w')).status).to.equal(ReplyStatus.stopped)
+          isDamaged = false
+        } finally {
+          await fixture.engine.close()
+        }
+      }
+    }))
 
   it('K6, hazard D9: a page of a scan is one point in time, whatever is applied and flushed while it is read', () =>
     withService(

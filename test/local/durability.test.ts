@@ -215,6 +215,45 @@ describe('a local store and its disk', () => {
       }
     }))
 
+  for (const how of ['get', 'scan'] as const) {
+    it(`damage that a ${how} meets ends the store, and callers are told why`, () =>
+      withFolder(async (location) => {
+        let isDamaged = false
+        const openDatabase: typeof openLevel = async (path, options) => {
+          const database = await openLevel(path, options)
+          const check = () => {
+            if (isDamaged) throw new CorruptionError('a block of a table')
+          }
+          return {
+            ...database,
+            getSync: (key) => {
+              check()
+              return database.getSync(key)
+            },
+            iterate: (range) => {
+              const iterator = database.iterate(range)
+              return {
+                nextv: async (count) => {
+                  check()
+                  return iterator.nextv(count)
+                },
+                close: () => iterator.close(),
+              }
+            },
+          }
+        }
+        const store = await openLocal({ location, openDatabase })
+        await store.kv.put('key', 'value')
+        isDamaged = true
+        const read = how === 'get' ? store.kv.get('another') : store.kv.count()
+        const error = await read.catch((reason: unknown) => reason)
+        expect(error).to.be.instanceOf(ClosedError)
+        expect((error as Error).cause).to.be.instanceOf(CorruptionError)
+        expect(store.failure).to.equal((error as Error).cause)
+        await store.close()
+      }))
+  }
+
   it('what is there after opening it again: values, versions, revisions, and deletes', () =>
     withFolder(async (location) => {
       const first = await openLocal({ location, shards: 1 })
