@@ -65,8 +65,9 @@ async function usedBytes(): Promise<number> {
 }
 
 /** In real time: the simulation's own book of events would be counted otherwise. */
+/** Its server keeps no writes for watches, as the lab's does: they are bounded, but by more than the lab allows. */
 function memoryLab(clients: number): MemoryLab {
-  const store = new ModelStore()
+  const store = new ModelStore({ keptWrites: 0 })
   const createClient = async () => new ModelKV({ runtime: systemRuntime, store, maxValueBytes: 16 * 1024 * 1024 })
   return { runtime: systemRuntime, network: 'reliable', createClient, usedBytes, clients }
 }

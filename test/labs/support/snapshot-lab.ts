@@ -33,7 +33,15 @@ export class SnapshotLab extends NodeLab {
           { delayMeanUs: 13_000, inOrder: false, lossRate: 0.1, heldRate: 0.05, heldMaxUs: 2_000_000 }
         : {},
       nodeOptions: {
-        tuning: { electionTimeoutMs: 400, heartbeatIntervalMs: 100, compactLogBytes: 500, compactLogEntries: 4, snapshotChunkBytes: 256 },
+        // The lab's servers keep no writes for watches, and its snapshots hold none.
+        tuning: {
+          electionTimeoutMs: 400,
+          heartbeatIntervalMs: 100,
+          compactLogBytes: 500,
+          compactLogEntries: 4,
+          snapshotChunkBytes: 256,
+          historyBytes: 0,
+        },
       },
     })
     this.#observe()
