@@ -6,7 +6,7 @@
  * history is a failure.
  */
 import { expect } from 'chai'
-import { ConditionFailedError, OutcomeUnknownError } from '../../../src/base/errors.js'
+import { ConditionFailedError, OutcomeUnknownError, UnavailableError } from '../../../src/base/errors.js'
 import type { Runtime } from '../../../src/base/runtime.js'
 import type { KV, WaitOptions } from '../../../src/engine/kv.js'
 import { History, recordHistory } from '../../../src/testing/history.js'
@@ -40,6 +40,7 @@ export type PutOutcome =
   /** ErrVersion, or ErrNoKey when `actualVersion` is 0. */
   | { readonly type: 'version'; readonly actualVersion: number }
   | { readonly type: 'maybe' }
+  | { readonly type: 'unsent' }
 
 /** Puts upon a version and tells how it ended; all else is thrown. */
 export async function putAt(kv: KV, key: string, value: string | Uint8Array, version: number, options: WaitOptions = {}): Promise<PutOutcome> {
@@ -48,6 +49,8 @@ export async function putAt(kv: KV, key: string, value: string | Uint8Array, ver
   } catch (error) {
     if (error instanceof ConditionFailedError) return { type: 'version', actualVersion: error.actualVersion }
     if (error instanceof OutcomeUnknownError) return { type: 'maybe' }
+    // The deadline came before it was sent at all: certainly not done, and the history that is checked says so.
+    if (error instanceof UnavailableError && options.timeoutMs !== undefined) return { type: 'unsent' }
     throw error
   }
 }
@@ -83,7 +86,7 @@ export async function onePut(kv: KV, client: number, key: string, version: numbe
       expect(outcome.actualVersion, 'refused although the version was right').not.to.equal(known)
     }
     known = found.version
-    if (outcome.type === 'version') continue
+    if (outcome.type === 'version' || outcome.type === 'unsent') continue
     counts[outcome.type]++
     return known
   }

@@ -81,6 +81,7 @@ export async function unreliableNet(lab: Lab, timeoutMs: number): Promise<{ unkn
       let inDoubt = false
       for (;;) {
         const outcome = await putAt(kv, 'k', own, round, { timeoutMs })
+        if (outcome.type === 'unsent') continue
         if (outcome.type === 'maybe') {
           unknown++
           inDoubt = true
