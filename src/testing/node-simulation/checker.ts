@@ -448,6 +448,9 @@ export class NodeInvariants {
     // It may have been committed before a later configuration came into force.
     const earlier = core.configurationAt(index)
     if (earlier !== undefined && hasQuorum(earlier, holds)) return
+    // One that was made to join applies what it is sent before it has heard who the members are: the leader knows.
+    const { configuration: ledBy } = this.group(group)
+    if (configuration.voters.length === 0 && ledBy !== null && hasQuorum(ledBy, holds)) return
     const holders = [...configuration.voters, ...configuration.votersOutgoing].filter(holds)
     this.violation(invariant, `${what}, and of ${JSON.stringify(configuration)} only ${holders.join(', ') || 'nobody'} holds it durably`)
   }
