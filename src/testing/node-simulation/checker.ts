@@ -265,6 +265,13 @@ export class NodeInvariants {
     const hash = shape.hashAt(first.index - 1)
     if (hash === undefined) return
     if (shape.hashAt(first.index) === committed.hashAt(first.index) && extendHash(hash, first) !== committed.hashAt(first.index)) {
+      // What it was given before the entry was committed may have waited for a disk that hung: then the others hold it without this one.
+      const { configuration } = this.group(group)
+      const holds = (member: NodeId): boolean => {
+        const stored = this.#stored.get(nodeOf(member))?.get(group)
+        return nodeOf(member) !== node && stored?.member === member && stored.shape.hashAt(first.index) === committed.hashAt(first.index)
+      }
+      if (configuration !== null && hasQuorum(configuration, holds)) return this.reach('late-truncation')
       this.violation('R8', `${node} replaces committed entry ${first.index} of group ${group} on its disk`)
     }
   }
