@@ -75,12 +75,7 @@ export async function onePut(kv: KV, client: number, key: string, version: numbe
   let known = version
   for (;;) {
     const own = JSON.stringify({ id: client, number: known })
-    const outcome = await putAt(kv, key, own, known, options).catch((error: unknown) => {
-      // Its deadline passed before it was sent: certainly not done, and so the history says.
-      if (options.timeoutMs !== undefined && error instanceof UnavailableError) return null
-      throw error
-    })
-    if (outcome === null) continue
+    const outcome = await putAt(kv, key, own, known, options)
     const found = await read(kv, key)
     // Somebody else may have written on top, but what has the version that follows mine must be mine.
     if (outcome.type === 'ok') {
