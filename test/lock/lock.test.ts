@@ -580,16 +580,17 @@ describe('lock', () => {
     it('more waiters than the queue holds are all served', async () => {
       const world = new World(38)
       let served = 0
-      await world.runtime.settle(
-        Promise.all(
-          Array.from({ length: 200 }, async (_, number) => {
-            const { locks } = world.client(`w${number}`, { ttlMs })
-            await locks.withLock('l', {}, () => {
-              served++
-            })
-          }),
-        ),
-      )
+      // Held until the queue is full: those behind it must not need a place to be served in the end.
+      const first = await world.runtime.settle(world.client('holder', { ttlMs }).locks.acquire('l'))
+      const waiting = Array.from({ length: 200 }, async (_, number) => {
+        const { locks } = world.client(`w${number}`, { ttlMs })
+        await locks.withLock('l', {}, () => {
+          served++
+        })
+      })
+      while (world.record().waiters.length < 128) await world.runtime.advance(1)
+      await world.runtime.settle(first.release())
+      await world.runtime.settle(Promise.all(waiting))
       expect(served).to.equal(200)
       expect(Math.max(...world.changes.map(({ record }) => record.waiters.length))).to.equal(128)
       expect(world.keys).to.equal(0)
