@@ -47,8 +47,8 @@ export interface EngineTuning {
   /** Bytes of the latest writes that each group keeps for watchers to catch up with; beyond that they get CompactedError. */
   readonly historyBytes: number
   /**
-   * A client that has written nothing in a shard for so long is forgotten there, by the group's own time: a repeat of an earlier write of its is refused from then on. Longer than any request is
-   * repeated, and than eight times `attemptTimeoutMs`. Default 10 minutes.
+   * A client that has written nothing in a shard for so long is forgotten there, by the group's own time: a repeat of an earlier write of its is refused from then on. Longer than any write is
+   * waited for. Default 10 minutes.
    */
   readonly sessionTtlMs: number
   /** A group's log is cut to half of this size when it is larger … */

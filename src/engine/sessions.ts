@@ -59,13 +59,6 @@ export class Sessions {
     return result
   }
 
-  /** The session is over, as its client says. */
-  end(shard: ShardState, session: string): void {
-    const key = shardPrefix(shard.shard, RecordType.session) + session
-    const record = this.#store.get(key) as SessionRecord | undefined
-    if (record !== undefined) this.#forget(shard, key, record)
-  }
-
   /** The session was silent for so long since `touchedMs`, as a leader has seen; nothing is done when that is not so any more. */
   expire(shard: ShardState, session: string, touchedMs: number, ttlMs: number, timeMs: number): void {
     const key = shardPrefix(shard.shard, RecordType.session) + session
