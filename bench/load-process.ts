@@ -64,6 +64,8 @@ if (argument.system === 'etcd') {
   offer(connection, async () => connection.close())
 } else if (argument.system === 'redis') {
   const connection = await RedisConnection.open(argument.address)
+  // After a restart it refuses everything while it reads its log.
+  await connection.get(Buffer.from('ready'))
   offer(connection, async () => connection.close())
 } else {
   const node = await openQuorate(argument)
